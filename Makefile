@@ -1,0 +1,67 @@
+# Every command of the README. `make` alone sets up .venv; `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := setup
+
+export SCOREHOUSE_DATA ?= $(CURDIR)/data
+export SCOREHOUSE_PROJECT ?= $(CURDIR)/dbt_project
+
+# Everything that any tool writes goes under SCOREHOUSE_DATA (or .venv), and nothing is reported to anybody.
+export DO_NOT_TRACK := 1
+export PYTHONDONTWRITEBYTECODE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_CACHE_DIR ?= $(SCOREHOUSE_DATA)/cache/pip
+export XDG_CACHE_HOME := $(SCOREHOUSE_DATA)/cache
+export MPLCONFIGDIR := $(SCOREHOUSE_DATA)/cache/matplotlib
+
+PYTHON ?= python3
+BIN := .venv/bin
+SQL := dbt_project/models $(wildcard dbt_project/tests/*.sql) tests/projects/loans/models
+
+.PHONY: setup run test check serve ui bench lock format clean help
+
+setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Scorehouse needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0] + ". Say which to use: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@echo "Setting up .venv from requirements.lock; this takes a minute or two, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+lock: .venv/installed  ## write requirements.lock anew from pyproject.toml (versions and hashes, no addresses)
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
+
+run: setup  ## load, build, train, gate, score, publish, report (make run FULL_REFRESH=1 builds all models from scratch)
+	@$(BIN)/python -m orchestration.run $(if $(FULL_REFRESH),--full-refresh)
+
+serve: setup  ## API and pages on 127.0.0.1:8000
+	@$(BIN)/python -m serving
+
+ui: setup  ## Dagster UI on 127.0.0.1:3000
+	@$(BIN)/python -m orchestration.ui
+
+check: setup  ## ruff, mypy, import-linter, sqlfluff, dbt parse and the declarations
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --cache-dir $(SCOREHOUSE_DATA)/cache/import-linter
+	@$(BIN)/sqlfluff lint --quiet $(SQL)
+	@$(BIN)/python -m orchestration.project
+	@SCOREHOUSE_PROJECT=tests/projects/loans $(BIN)/python -m orchestration.project
+
+test: check  ## all of check, and every test
+	@$(BIN)/python -m pytest
+
+bench: setup  ## every benchmark, quickly (make bench FULL=1 for the stated sizes)
+	@for script in benchmarks/*.py; do $(BIN)/python $$script $(if $(FULL),--full,--quick) || exit 1; done
+
+format: setup  ## let ruff and sqlfluff put code in order
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+	@$(BIN)/sqlfluff fix --quiet $(SQL)
+
+clean:  ## remove .venv and all data
+	rm -rf .venv "$(SCOREHOUSE_DATA)"
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
