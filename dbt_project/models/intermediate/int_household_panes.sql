@@ -1,0 +1,96 @@
+-- What a household did in a pane, as soon as it was known. A window of features adds up whole panes, so each
+-- basket is read once, not once per as-of date.
+{% set parts_of_day = [('morning', 5, 10), ('midday', 11, 14), ('afternoon', 15, 18), ('evening', 19, 22)] %}
+{% set weekdays = ['monday', 'tuesday', 'wednesday', 'thursday', 'friday', 'saturday', 'sunday'] %}
+
+with baskets as (
+    select * from {{ ref('int_baskets') }}
+),
+
+calendar as (
+    select * from {{ ref('int_calendar') }}
+),
+
+-- A day that becomes known in two pieces is one day of purchase, known with the first of them.
+purchase_days as (
+    select
+        household_id,
+        occurred_on,
+        min(known_on) as known_on
+    from baskets
+    group by 1, 2
+),
+
+facts as (
+    select
+        household_id,
+        occurred_on,
+        known_on,
+        0 as purchase_days_count,
+        1 as baskets_count,
+        lines_count,
+        coupon_lines_count,
+        display_lines_count,
+        mailer_lines_count,
+        promoted_lines_count,
+        spend_cents,
+        private_label_spend_cents,
+        discount_cents,
+        coupon_discount_cents,
+        store_hour,
+        store_weekday
+    from baskets
+    union all
+    select
+        household_id,
+        occurred_on,
+        known_on,
+        1 as purchase_days_count,
+        0 as baskets_count,
+        0 as lines_count,
+        0 as coupon_lines_count,
+        0 as display_lines_count,
+        0 as mailer_lines_count,
+        0 as promoted_lines_count,
+        0 as spend_cents,
+        0 as private_label_spend_cents,
+        0 as discount_cents,
+        0 as coupon_discount_cents,
+        null as store_hour,
+        null as store_weekday
+    from purchase_days
+),
+
+panes as (
+    select
+        facts.household_id,
+        happened.pane_number,
+        known.pane_number as known_pane_number,
+        sum(facts.purchase_days_count) as purchase_days_count,
+        sum(facts.lines_count) as lines_count,
+        sum(facts.coupon_lines_count) as coupon_lines_count,
+        sum(facts.display_lines_count) as display_lines_count,
+        sum(facts.mailer_lines_count) as mailer_lines_count,
+        sum(facts.promoted_lines_count) as promoted_lines_count,
+        sum(facts.spend_cents) as spend_cents,
+        sum(facts.private_label_spend_cents) as private_label_spend_cents,
+        sum(facts.discount_cents) as discount_cents,
+        sum(facts.coupon_discount_cents) as coupon_discount_cents,
+        {% for part, first_hour, last_hour in parts_of_day %}
+        sum(case when facts.store_hour between {{ first_hour }} and {{ last_hour }} then 1 else 0 end)
+            as {{ part }}_baskets_count,
+        {% endfor %}
+        {% for weekday in weekdays %}
+        sum(case when facts.store_weekday = {{ loop.index }} then 1 else 0 end)
+            as {{ weekday }}_baskets_count,
+        {% endfor %}
+        sum(facts.baskets_count) as baskets_count
+    from facts
+    inner join calendar as happened
+        on facts.occurred_on = happened.date_day
+    inner join calendar as known
+        on facts.known_on = known.date_day
+    group by 1, 2, 3
+)
+
+select * from panes

@@ -1,0 +1,49 @@
+-- Whether a household stays away for the 28 days from the as-of date on, its own day included.
+{{ config(materialized='incremental', incremental_strategy='append', on_schema_change='fail') }}
+
+with spine as (
+    select
+        household_id,
+        as_of_date,
+        cast({{ dbt.dateadd('day', 28, 'as_of_date') }} as date) as matures_on
+    from {{ ref('int_household_as_of_dates') }}
+    where {{ only_new_as_of_dates('as_of_date', horizon_days=28) }}
+),
+
+days as (
+    select * from {{ ref('int_household_days') }}
+),
+
+matured as (
+    select * from spine
+    where matures_on <= {{ today() }}
+),
+
+came as (
+    select distinct
+        matured.household_id,
+        matured.as_of_date
+    from matured
+    inner join days
+        on
+            matured.household_id = days.household_id
+            and matured.as_of_date <= days.occurred_on
+            and matured.matures_on > days.occurred_on
+            -- What becomes known after the label has matured does not rewrite it.
+            and matured.matures_on > days.known_on
+),
+
+labels as (
+    select
+        matured.household_id,
+        matured.as_of_date,
+        case when came.household_id is null then 1 else 0 end as label,
+        matured.matures_on
+    from matured
+    left join came
+        on
+            matured.household_id = came.household_id
+            and matured.as_of_date = came.as_of_date
+)
+
+select * from labels

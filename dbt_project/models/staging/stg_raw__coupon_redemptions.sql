@@ -1,0 +1,16 @@
+with source as (
+    select * from {{ source('raw', 'coupon_redemptions') }}
+),
+
+renamed as (
+    select
+        household_id,
+        campaign_id,
+        coupon_upc,
+        cast(redemption_date as date) as redeemed_on,
+        -- Recorded at the till: known on the day, as the lines of stg_raw__transactions are.
+        cast(redemption_date as date) as known_on
+    from source
+)
+
+select * from renamed
