@@ -1,0 +1,1 @@
+"""Pure functions over Arrow tables: declarations, encoding, training, evaluation, explanation, prediction, registry."""

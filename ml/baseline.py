@@ -1,0 +1,101 @@
+"""The naive forecast that a model is measured against: what a single feature, or no feature at all, would say."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ml.declarations import Kind
+    from ml.encoding import Encoder
+
+
+def naive_forecast(
+    kind: "Kind",
+    encoder: "Encoder",
+    matrix: "NDArray[np.float32]",
+    label: "NDArray[np.float64]",
+    held_out: "NDArray[np.float32]",
+) -> "tuple[NDArray[np.float64], str]":
+    """The naive forecast for the held-out rows and what it is in words, chosen and fitted on the training rows alone.
+
+    Only features that are numbers take part. `matrix` and `held_out` are encoded rows, `label` is that of `matrix`.
+    """
+    numbers = [place for place, column in enumerate(encoder.columns) if column.type == "number"]
+    return (_probability if kind == "probability" else _amount)(numbers, encoder.names, matrix, label, held_out)
+
+
+def _probability(
+    numbers: list[int],
+    names: tuple[str, ...],
+    matrix: "NDArray[np.float32]",
+    label: "NDArray[np.float64]",
+    held_out: "NDArray[np.float32]",
+) -> "tuple[NDArray[np.float64], str]":
+    """The number that ranks the outcomes best (AUC), made a probability by isotonic regression; else the base rate."""
+    from sklearn.isotonic import IsotonicRegression
+
+    best = max(
+        ((*_ranking(matrix[:, place], label), place) for place in numbers), default=None, key=lambda found: found[0]
+    )
+    if best is None or best[0] <= 0.5:
+        return np.full(len(held_out), label.mean()), "base rate"
+    _, increasing, null_is_high, place = best
+    known = matrix[:, place][~np.isnan(matrix[:, place])]
+    # Beyond all values, on the side where nulls rank best.
+    of_null = np.nextafter(known.max(), np.inf) if null_is_high else np.nextafter(known.min(), -np.inf)
+    curve = IsotonicRegression(y_min=0, y_max=1, increasing=increasing, out_of_bounds="clip")
+    curve.fit(np.nan_to_num(matrix[:, place], nan=of_null), label)
+    return np.asarray(
+        curve.predict(np.nan_to_num(held_out[:, place], nan=of_null)), dtype=np.float64
+    ), f"{names[place]} alone"
+
+
+def _ranking(values: "NDArray[np.float32]", label: "NDArray[np.float64]") -> tuple[float, bool, bool]:
+    """How well the values rank the outcomes: the AUC, whether more means likelier, whether null counts as the highest.
+
+    The best of the four ways to use the column: either direction, nulls at either end.
+    """
+    from scipy.stats import rankdata
+
+    known = ~np.isnan(values)
+    truth, of_null = label[known], label[~known]
+    positives, negatives = truth.sum(), len(truth) - truth.sum()
+    null_positives, null_negatives = of_null.sum(), len(of_null) - of_null.sum()
+    if not len(truth) or not 0 < label.sum() < len(label):
+        return 0.5, True, True
+    won = rankdata(values[known])[truth == 1].sum() - positives * (positives + 1) / 2  # Mann-Whitney's U
+    tied = null_positives * null_negatives / 2
+    pairs = (positives + null_positives) * (negatives + null_negatives)
+    ways = []
+    for null_is_high in (False, True):
+        won_by_null = null_positives * negatives if null_is_high else positives * null_negatives
+        auc = float((won + tied + won_by_null) / pairs)
+        ways += [(auc, True, null_is_high), (1 - auc, False, null_is_high)]
+    return max(ways)
+
+
+def _amount(
+    numbers: list[int],
+    names: tuple[str, ...],
+    matrix: "NDArray[np.float32]",
+    label: "NDArray[np.float64]",
+    held_out: "NDArray[np.float32]",
+) -> "tuple[NDArray[np.float64], str]":
+    """The number that is the best forecast as it is (RMSE), nulls as the mean label; that mean if none is better."""
+    mean = float(label.mean())
+
+    def forecast(rows: "NDArray[np.float32]", place: int) -> "NDArray[np.float64]":
+        return np.nan_to_num(rows[:, place].astype(np.float64), nan=mean)
+
+    errors = {place: _rmse(forecast(matrix, place), label) for place in numbers}
+    best = min(errors, key=lambda place: errors[place], default=None)
+    if best is None or errors[best] >= _rmse(np.full(len(label), mean), label):
+        return np.full(len(held_out), mean), "the mean as the forecast"
+    return forecast(held_out, best), f"{names[best]} as the forecast"
+
+
+def _rmse(forecast: "NDArray[np.float64]", label: "NDArray[np.float64]") -> float:
+    return math.sqrt(float(np.mean((forecast - label) ** 2)))

@@ -1,0 +1,317 @@
+"""What a dbt project declares to the engine: its sources, its scores and its clock, read strictly from dbt's manifest.
+
+Every mistake is a `DeclarationError` that names file, thing and fault and says what is possible, before anything runs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from typing import Any, Literal, TypeVar, get_args
+
+import msgspec
+
+from ml import evaluation
+
+Kind = Literal["probability", "amount"]
+Node = Mapping[str, Any]
+
+SCORE_KEYS: dict[str, type] = {
+    "features": str,
+    "label": str,
+    "kind": str,
+    "gate": list,
+    "bands": dict,
+    "fresh_for": str,
+}
+LOAD_KEYS: dict[str, type] = {"from": str, "cursor": str, "key": list}
+LABEL_COLUMNS = ("label", "matures_on")
+DAYS = {"hour": 1 / 24, "day": 1.0, "week": 7.0}
+YAML_WORDS: dict[type, str] = {str: "text", list: "a list", dict: "a mapping"}
+
+
+class DeclarationError(ValueError):
+    """A declaration in the dbt project that the engine can't act on: file, thing, fault, what is possible."""
+
+
+class Feature(msgspec.Struct, frozen=True, kw_only=True):
+    """A column of a feature model: its name, its type in the warehouse and what its owner says of it."""
+
+    name: str
+    data_type: str
+    description: str
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A dbt exposure of type `ml`, checked: what is scored, from which tables, and what a model must reach.
+
+    `features` and `label` are tables of `features_schema` and `label_schema`; `_id` is dbt's unique_id of their model.
+    """
+
+    name: str
+    title: str
+    description: str
+    owner: str
+    email: str
+    kind: Kind
+    features: str
+    features_schema: str
+    features_id: str
+    label: str
+    label_schema: str
+    label_id: str
+    entity: tuple[str, ...]
+    as_of: str
+    columns: tuple[Feature, ...]
+    gate: tuple[str, ...]
+    bands: dict[str, float]
+    fresh_for_days: float
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A raw table that the engine loads: where its rows come from (`uri`) and where they go (`schema.table`).
+
+    `columns` has the description of each listed column, `types` the type of those that declare one.
+    """
+
+    id: str
+    schema: str
+    table: str
+    description: str
+    uri: str
+    cursor: str | None
+    key: tuple[str, ...]
+    columns: dict[str, str]
+    types: dict[str, str]
+    file: str
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """A dbt project as the engine sees it. `today` is the project's fixed clock, None where it runs on the real one."""
+
+    name: str
+    today: date | None
+    sources: tuple[Source, ...]
+    scores: tuple[Score, ...]
+
+
+Read = TypeVar("Read")
+
+
+def read_project(manifest: Mapping[str, Any], variables: Mapping[str, Any], folder: str) -> Project:
+    """The project of a dbt manifest (its JSON, parsed) and of the `vars` in its dbt_project.yml.
+
+    `folder` is the name of the dbt project's folder, to name files in errors as their author knows them.
+    Raises `DeclarationError` with every mistake found, a line each.
+    """
+    faults: list[str] = []
+
+    def each(nodes: Sequence[Node], read: Callable[[Node], Read]) -> tuple[Read, ...]:
+        found = []
+        for node in sorted(nodes, key=lambda node: str(node["unique_id"])):
+            try:
+                found.append(read(node))
+            except DeclarationError as error:
+                faults.append(str(error))
+        return tuple(found)
+
+    name = manifest["metadata"]["project_name"]
+    clock = [{"unique_id": "", "vars": variables}]
+    today = each(clock, lambda node: _today(node["vars"], name, folder))
+    loaded = [node for node in manifest["sources"].values() if "load" in node["config"]["meta"]]
+    sources = each(loaded, lambda node: _source(node, folder))
+    exposures = [node for node in manifest["exposures"].values() if node["type"] == "ml"]
+    scores = each(exposures, lambda node: _score(node, manifest, folder))
+    if faults:
+        raise DeclarationError("\n".join(faults))
+    return Project(name=name, today=today[0], sources=sources, scores=scores)
+
+
+def _today(variables: Mapping[str, Any], project: str, folder: str) -> date | None:
+    value = {**variables, **(variables.get(project) or {})}.get("today")
+    if value is None:
+        return None
+    try:
+        return date.fromisoformat(str(value))
+    except ValueError:
+        raise DeclarationError(
+            f"{folder}/dbt_project.yml: vars: today is {value!r}, which is no date (write YYYY-MM-DD)"
+        ) from None
+
+
+def _source(node: Node, folder: str) -> Source:
+    where = f"{folder}/{node['original_file_path']}: source '{node['source_name']}.{node['name']}': load"
+    load = _strict(node["config"]["meta"]["load"], LOAD_KEYS, required=("from",), where=where)
+    columns = {column["name"]: column["description"] for column in node["columns"].values()}
+    cursor, key = load.get("cursor"), tuple(load.get("key") or ())
+    for named in (*([cursor] if cursor else []), *key):
+        if columns and named not in columns:
+            raise DeclarationError(
+                f"{where}: names column '{named}', which the table does not list (it lists: {', '.join(columns)})"
+            )
+    return Source(
+        id=node["unique_id"],
+        schema=node["schema"],
+        table=node["identifier"],
+        description=node["description"],
+        uri=load["from"],
+        cursor=cursor,
+        key=key,
+        columns=columns,
+        types={column["name"]: column["data_type"] for column in node["columns"].values() if column.get("data_type")},
+        file=f"{folder}/{node['original_file_path']}",
+    )
+
+
+def _score(node: Node, manifest: Mapping[str, Any], folder: str) -> Score:
+    where = f"{folder}/{node['original_file_path']}: exposure '{node['name']}'"
+    if "score" not in node["config"]["meta"]:
+        raise DeclarationError(f"{where}: is of type ml but has no config.meta.score (keys: {', '.join(SCORE_KEYS)})")
+    declared = _strict(node["config"]["meta"]["score"], SCORE_KEYS, required=tuple(SCORE_KEYS), where=f"{where}: score")
+    kind = declared["kind"]
+    if kind not in get_args(Kind):
+        raise DeclarationError(f"{where}: kind is '{kind}' (possible: {', '.join(get_args(Kind))})")
+    features, entity, as_of = _keyed_model(declared["features"], node, manifest, where, key="features", folder=folder)
+    label, label_entity, label_as_of = _keyed_model(
+        declared["label"], node, manifest, where, key="label", folder=folder
+    )
+    if (label_entity, label_as_of) != (entity, as_of):
+        raise DeclarationError(
+            f"{where}: '{label['name']}' is keyed by {', '.join((*label_entity, label_as_of))}"
+            f" but '{features['name']}' by {', '.join((*entity, as_of))}:"
+            " features and label must have the same entity and as_of"
+        )
+    for column in LABEL_COLUMNS:
+        if column not in label["columns"]:
+            raise DeclarationError(
+                f"{_file(label, folder)}: model '{label['name']}' is the label of '{node['name']}'"
+                f" and lacks the column '{column}'"
+                f" (a label model has {', '.join((*label_entity, label_as_of, *LABEL_COLUMNS))})"
+            )
+    columns = tuple(
+        Feature(name=column["name"], data_type=column.get("data_type") or "", description=column["description"])
+        for column in features["columns"].values()
+        if column["name"] not in (*entity, as_of)
+    )
+    if not columns:
+        raise DeclarationError(f"{where}: model '{features['name']}' has no column besides its keys, so no feature")
+    return Score(
+        name=node["name"],
+        title=node["label"] or node["name"],
+        description=node["description"],
+        owner=node["owner"]["name"] or node["owner"]["email"],
+        email=node["owner"]["email"] or "",
+        kind=kind,
+        features=features["alias"],
+        features_schema=features["schema"],
+        features_id=features["unique_id"],
+        label=label["alias"],
+        label_schema=label["schema"],
+        label_id=label["unique_id"],
+        entity=entity,
+        as_of=as_of,
+        columns=columns,
+        gate=_gate(declared["gate"], kind, where),
+        bands=_bands(declared["bands"], kind, where),
+        fresh_for_days=_days(declared["fresh_for"], f"{where}: fresh_for"),
+    )
+
+
+def _file(model: Node, folder: str) -> str:
+    """The YAML file that describes a model, where its keys and columns are declared; its SQL if there is none."""
+    return f"{folder}/{(model.get('patch_path') or '').partition('://')[2] or model['original_file_path']}"
+
+
+def _strict(declared: Any, keys: Mapping[str, type], required: Sequence[str], where: str) -> dict[str, Any]:
+    """The mapping as declared, once it has only known keys, all required ones, and values of the right YAML type."""
+    if not isinstance(declared, dict):
+        raise DeclarationError(f"{where}: is {declared!r}, not a mapping (keys: {', '.join(keys)})")
+    for key, value in declared.items():
+        if key not in keys:
+            raise DeclarationError(f"{where}: unknown key '{key}' (known: {', '.join(keys)})")
+        if not isinstance(value, keys[key]):
+            raise DeclarationError(f"{where}: {key} is {value!r}, not {YAML_WORDS[keys[key]]}")
+    missing = [key for key in required if key not in declared]
+    if missing:
+        raise DeclarationError(f"{where}: lacks {', '.join(missing)} (keys: {', '.join(keys)})")
+    return declared
+
+
+def _keyed_model(
+    name: str, exposure: Node, manifest: Mapping[str, Any], where: str, key: str, folder: str
+) -> tuple[Node, tuple[str, ...], str]:
+    """The node of a feature or label model with its entity and as-of columns, which it names in its own config.meta."""
+    models = {node["name"]: node for node in manifest["nodes"].values() if node["resource_type"] == "model"}
+    if name not in models:
+        raise DeclarationError(f"{where}: {key} names '{name}', which is no model of the project")
+    model = models[name]
+    if model["unique_id"] not in exposure["depends_on"]["nodes"]:
+        raise DeclarationError(f"{where}: {key} is '{name}', so depends_on must list ref('{name}')")
+    of_model = f"{_file(model, folder)}: model '{name}'"
+    if not model["config"].get("contract", {}).get("enforced"):
+        raise DeclarationError(
+            f"{of_model}: is the {key} of '{exposure['name']}', so its contract must be enforced"
+            " (config: {contract: {enforced: true}})"
+        )
+    meta = model["config"]["meta"]
+    for needed in ("entity", "as_of"):
+        if needed not in meta:
+            raise DeclarationError(
+                f"{of_model}: config.meta lacks {needed}"
+                " (write meta: {entity: <column or list of columns>, as_of: <column>})"
+            )
+    entity = tuple([meta["entity"]] if isinstance(meta["entity"], str) else meta["entity"])
+    for column in (*entity, meta["as_of"]):
+        if column not in model["columns"]:
+            raise DeclarationError(
+                f"{of_model}: config.meta names key '{column}', which is no column of it"
+                f" (columns: {', '.join(model['columns'])})"
+            )
+    return model, entity, meta["as_of"]
+
+
+def _gate(conditions: Sequence[Any], kind: Kind, where: str) -> tuple[str, ...]:
+    known = evaluation.known_gate_names(kind)
+    for condition in conditions:
+        try:
+            unknown = evaluation.gate_names(str(condition)) - set(known)
+        except evaluation.GateError as error:
+            raise DeclarationError(f"{where}: gate '{condition}' {error}") from None
+        if unknown:
+            metrics = ", ".join(evaluation.METRICS[kind])
+            raise DeclarationError(
+                f"{where}: gate '{condition}' names no metric of kind '{kind}': {', '.join(sorted(unknown))}"
+                f"\n  (known: {metrics}; each also as champion_<metric> and baseline_<metric>)"
+            )
+    if not conditions:
+        raise DeclarationError(
+            f"{where}: gate has no condition, so anything would pass"
+            f" (write one, e.g. '{next(iter(evaluation.METRICS[kind]))} >= ...')"
+        )
+    return tuple(str(condition) for condition in conditions)
+
+
+def _bands(bands: Mapping[Any, Any], kind: Kind, where: str) -> dict[str, float]:
+    """Name of the band -> lowest score in it, highest first."""
+    for name, lowest in bands.items():
+        if isinstance(lowest, bool) or not isinstance(lowest, int | float):
+            raise DeclarationError(f"{where}: bands: '{name}' starts at {lowest!r}, which is no number")
+        if kind == "probability" and not 0 <= lowest < 1:
+            raise DeclarationError(
+                f"{where}: bands: '{name}' starts at {lowest}, but a probability lies between 0 and 1"
+            )
+    if len(set(bands.values())) < len(bands):
+        raise DeclarationError(f"{where}: bands: two bands start at the same score")
+    return {str(name): float(lowest) for name, lowest in sorted(bands.items(), key=lambda band: -band[1])}
+
+
+def _days(text: str, where: str) -> float:
+    """'8 days' -> 8.0."""
+    number, _, unit = text.strip().partition(" ")
+    try:
+        days = float(number) * DAYS[unit.strip().removesuffix("s")]
+    except (ValueError, KeyError):
+        days = 0.0
+    if not days > 0:
+        raise DeclarationError(
+            f"{where}: '{text}' is no length of time (write e.g. '8 days'; units: hours, days, weeks)"
+        )
+    return days

@@ -1,0 +1,285 @@
+"""How good a score is, in metrics, and whether that is good enough: the gate, SQL conditions over those metrics."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ml.declarations import Kind
+
+METRICS: "dict[Kind, dict[str, str]]" = {
+    "probability": {
+        "roc_auc": "Chance that a row with the outcome scores above one without (0.5 is guessing, 1 is perfect).",
+        "average_precision": "Mean share of hits among the highest scores, over all hits (a guess gets the base rate).",
+        "log_loss": "Mean negative log of the probability given to what happened (0 is perfect).",
+        "brier": "Mean squared distance of the probability from what happened, 0 or 1 (0 is perfect).",
+        "lift_top_decile": "Rate of the outcome in the highest tenth of scores, over the rate in all (1 is guessing).",
+        "calibration_error": "Mean distance of probability from the rate that came true, in ten bins (0 is perfect).",
+    },
+    "amount": {
+        "r2": "Share of the amounts' variance that the forecast explains (0 is forecasting the mean, 1 is perfect).",
+        "mae": "Mean absolute error, in the unit of the amount (0 is perfect).",
+        "rmse": "Root of the mean squared error, in the unit of the amount (0 is perfect).",
+        "bias": "Mean forecast minus mean amount, in the unit of the amount (0 is perfect, above 0 is too much).",
+    },
+}
+# True: more is better; False: less is; None: nearer to zero is.
+HIGHER_IS_BETTER: dict[str, bool | None] = {
+    "roc_auc": True,
+    "average_precision": True,
+    "log_loss": False,
+    "brier": False,
+    "lift_top_decile": True,
+    "calibration_error": False,
+    "r2": True,
+    "mae": False,
+    "rmse": False,
+    "bias": None,
+}
+OF_OTHERS = ("champion_", "baseline_")
+CALIBRATION_BINS = 10
+
+OPERATORS = {"+", "-", "*", "/"}
+FUNCTIONS = {"abs", "least", "greatest", "coalesce"}
+# Node classes of DuckDB's parser that a condition may hold, with the types allowed in them (None: every type).
+EXPRESSIONS: dict[str, set[str] | None] = {
+    "COLUMN_REF": None,
+    "COMPARISON": None,
+    "CONJUNCTION": None,
+    "BETWEEN": None,
+    "CONSTANT": None,
+    "FUNCTION": None,
+    "OPERATOR": {
+        "OPERATOR_NOT", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL", "OPERATOR_COALESCE", "COMPARE_IN", "COMPARE_NOT_IN",
+    },
+}  # fmt: skip
+
+
+class GateError(ValueError):
+    """A gate condition that is not one plain SQL condition, or that names something unknown."""
+
+
+class GateResult(msgspec.Struct, frozen=True):
+    """What became of one condition: the values it saw, whether it passed, a note where that is not plain from them."""
+
+    condition: str
+    values: dict[str, float]
+    passed: bool
+    note: str
+
+
+def evaluate(kind: "Kind", label: "NDArray[Any]", score: "NDArray[Any]") -> dict[str, float]:
+    """Every metric of this kind for scores (rows,) against what happened (rows,): 0 or 1, or an amount.
+
+    A metric that has no meaning on these rows (an AUC without both outcomes, an R2 of equal amounts) is NaN.
+    Raises `ValueError` if there are no rows, the lengths differ, or a value is not finite.
+    """
+    truth, scores = np.asarray(label, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    if truth.ndim != 1 or truth.shape != scores.shape or not len(truth):
+        raise ValueError(
+            f"metrics need as many scores as labels, and one at least: {scores.shape} scores, {truth.shape} labels"
+        )
+    if not (np.isfinite(truth).all() and np.isfinite(scores).all()):
+        raise ValueError("metrics need finite numbers, but a label or score is null, NaN or infinite")
+    measured = _probability_metrics(truth, scores) if kind == "probability" else _amount_metrics(truth, scores)
+    return {name: float(measured[name]) for name in METRICS[kind]}
+
+
+def _probability_metrics(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> dict[str, float]:
+    from sklearn import metrics
+
+    if not np.isin(label, (0.0, 1.0)).all():
+        raise ValueError("the label of a probability is 0 or 1")
+    both = 0 < label.sum() < len(label)
+    return {
+        "roc_auc": metrics.roc_auc_score(label, score) if both else math.nan,
+        "average_precision": metrics.average_precision_score(label, score) if label.any() else math.nan,
+        "log_loss": metrics.log_loss(label, score, labels=[0, 1]),
+        "brier": metrics.brier_score_loss(label, score, pos_label=1),
+        "lift_top_decile": _lift(label, score, share=0.1),
+        "calibration_error": _calibration_error(label, score),
+    }
+
+
+def _amount_metrics(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> dict[str, float]:
+    from sklearn import metrics
+
+    return {
+        "r2": metrics.r2_score(label, score) if np.ptp(label) > 0 else math.nan,
+        "mae": metrics.mean_absolute_error(label, score),
+        "rmse": metrics.root_mean_squared_error(label, score),
+        "bias": float(score.mean() - label.mean()),
+    }
+
+
+def _lift(label: "NDArray[np.float64]", score: "NDArray[np.float64]", share: float) -> float:
+    """Rate in the highest `share` of scores (one row at least) over the rate in all; a tie at the edge has its mean."""
+    if not label.any():
+        return math.nan
+    chosen = math.ceil(len(label) * share)
+    edge = np.partition(score, -chosen)[-chosen]
+    above, tied = score > edge, score == edge
+    hits = label[above].sum() + (chosen - above.sum()) * label[tied].mean()
+    return float(hits / chosen / label.mean())
+
+
+def _calibration_error(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> float:
+    """Expected calibration error over ten bins of equal count, weighted by their rows.
+
+    The error is that of Naeini, Cooper and Hauskrecht (AAAI 2015); bins of equal count, as it is less biased with them:
+    Roelofs, Cain, Shlens and Mozer (AISTATS 2022, arXiv:2012.08668). Rows of equal score share their mean label, so
+    that the order of rows makes no difference.
+    """
+    values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rates = np.bincount(place, weights=label, minlength=len(values)) / counts
+    in_order, rate_in_order = np.repeat(values, counts), np.repeat(rates, counts)
+    bins = [part for part in np.array_split(np.arange(len(score)), CALIBRATION_BINS) if len(part)]
+    distances = [abs(in_order[part].mean() - rate_in_order[part].mean()) for part in bins]
+    return float(np.average(distances, weights=[len(part) for part in bins]))
+
+
+def known_gate_names(kind: "Kind") -> list[str]:
+    """What a gate may name: the candidate's metrics, and each as champion_<metric> and baseline_<metric>."""
+    return [prefix + name for prefix in ("", *OF_OTHERS) for name in METRICS[kind]]
+
+
+def gate_names(condition: str) -> set[str]:
+    """The metrics that a condition names, read by DuckDB's own parser.
+
+    Raises `GateError` unless it is one SQL condition (true or false) of metrics, numbers, comparisons, and/or/not,
+    between, in, + - * /, abs, least, greatest and coalesce. Its message continues "gate '...' ".
+    """
+    with _duckdb() as connection:
+        return _names(connection, condition)
+
+
+def check_gate(
+    conditions: Sequence[str],
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+    champion: Mapping[str, float] | None,
+) -> list[GateResult]:
+    """Every condition, evaluated by DuckDB over the metrics of the candidate, the baseline and the champion.
+
+    Without a champion its metrics are NULL: a condition that hangs on them alone passes, with a note. Else NULL never
+    passes, and neither does a NaN among the values. Raises `GateError` for a condition it can't read or whose names it
+    doesn't know.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    values |= {f"baseline_{name}": float(value) for name, value in baseline.items()}
+    values |= {f"champion_{name}": float(value) for name, value in (champion or {}).items()}
+    absent = {f"champion_{name}" for name in metrics} - set(values) if champion is None else set()
+    with _duckdb() as connection:
+        return [_check(connection, condition, values, absent) for condition in conditions]
+
+
+def _check(connection: Any, condition: str, values: Mapping[str, float], absent: set[str]) -> GateResult:
+    names = sorted(_names(connection, condition))
+    unknown = [name for name in names if name not in values and name not in absent]
+    if unknown:
+        raise GateError(f"names no metric: {', '.join(unknown)} (known: {', '.join(sorted({*values, *absent}))})")
+    seen = {name: values[name] for name in names if name in values}
+    undefined = [name for name, value in seen.items() if math.isnan(value)]
+    if undefined:
+        return GateResult(condition, seen, passed=False, note=f"{', '.join(undefined)} can't be measured on these rows")
+    verdict = _verdict(connection, condition, {name: seen.get(name) for name in names})
+    if verdict is None and any(name in absent for name in names):
+        return GateResult(condition, seen, passed=True, note="there is no champion yet to compare with")
+    return GateResult(
+        condition, seen, passed=verdict is True, note="the condition gives null" if verdict is None else ""
+    )
+
+
+def _verdict(connection: Any, condition: str, values: Mapping[str, float | None]) -> bool | None:
+    """What the condition gives on a table of one row that holds these values."""
+    import duckdb
+
+    row = ", ".join(f'?::double as "{name}"' for name in values) or "1 as nothing"
+    try:
+        kind, verdict = connection.execute(
+            f"select typeof(({condition})), ({condition}) from (select {row})", list(values.values())
+        ).fetchone()
+    except duckdb.Error as error:
+        raise GateError(f"is no condition that can be evaluated: {str(error).splitlines()[0]}") from None
+    if kind != "BOOLEAN":
+        raise GateError(f"gives a {kind.lower()}, not true or false (compare it with something)")
+    return None if verdict is None else bool(verdict)
+
+
+def _duckdb() -> Any:
+    """An empty DuckDB in memory that can read no file and no network."""
+    import duckdb
+
+    return duckdb.connect(":memory:", config={"enable_external_access": "false", "autoload_known_extensions": "false"})
+
+
+def _names(connection: Any, condition: str) -> set[str]:
+    for mark, what in ((";", "a semicolon"), ("--", "a comment"), ("/*", "a comment")):
+        if mark in condition:
+            raise GateError(f"holds {what}, but must be one SQL condition")
+    _parse(connection, f"({condition})")  # so that it is whole in itself: no alias, no from, no second column
+    expression = _parse(connection, condition)
+    names = {str(node["column_names"][0]).lower() for node in _nodes(expression) if node["class"] == "COLUMN_REF"}
+    _verdict(connection, condition, dict.fromkeys(names, 1.0))
+    return names
+
+
+def _parse(connection: Any, text: str) -> dict[str, Any]:
+    """The one expression that `select <text>` selects, from nothing."""
+    (serialized,) = connection.execute("select json_serialize_sql(?)", [f"select {text}"]).fetchone()
+    parsed = json.loads(serialized)
+    if parsed["error"]:
+        raise GateError(f"is no SQL condition: {parsed['error_message'].splitlines()[0]}")
+    node = parsed["statements"][0]["node"]
+    clauses = ("modifiers", "where_clause", "group_expressions", "having", "sample", "qualify")
+    whole = (
+        node["type"] == "SELECT_NODE"
+        and node["from_table"]["type"] == "EMPTY"
+        and not any(node[name] for name in clauses)
+    )
+    if len(parsed["statements"]) != 1 or not whole or len(node["select_list"]) != 1 or node["cte_map"]["map"]:
+        raise GateError("is more than one SQL condition")
+    expression: dict[str, Any] = node["select_list"][0]
+    return expression
+
+
+def _nodes(expression: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The expression and all within it. Raises `GateError` at one that a condition may not hold."""
+    kind, detail = expression["class"], expression["type"]
+    if kind not in EXPRESSIONS or detail not in (EXPRESSIONS[kind] or {detail}):
+        raise GateError(f"holds a {detail.lower().replace('_', ' ')}, but may hold {_allowed()}")
+    if expression["alias"]:
+        raise GateError(f"names its result '{expression['alias']}', but must be one SQL condition")
+    if kind == "COLUMN_REF" and len(expression["column_names"]) != 1:
+        raise GateError(f"names '{'.'.join(expression['column_names'])}', but metrics are named without a table")
+    if kind == "CONSTANT" and expression["literal"].get("kind") == "STRING":
+        raise GateError(f"holds the text '{expression['literal']['text']}', but metrics are numbers")
+    if kind == "FUNCTION":
+        _check_function(expression)
+    yield expression
+    for key in ("left", "right", "input", "lower", "upper"):
+        if key in expression:
+            yield from _nodes(expression[key])
+    for child in expression.get("children", []):
+        yield from _nodes(child)
+    for argument in expression.get("arguments", []):
+        yield from _nodes(argument["expression"])
+
+
+def _check_function(expression: Mapping[str, Any]) -> None:
+    name, path = expression["function_name"], expression["qualified_name"]["path"]
+    known = name in OPERATORS if expression.get("is_operator") else name in FUNCTIONS and path == [name]
+    extras = [key for key in ("distinct", "filter", "export_state") if expression.get(key)]
+    if not known or extras or expression["order_bys"]["orders"]:
+        raise GateError(f"calls {'.'.join(path)}, but may hold {_allowed()}")
+
+
+def _allowed() -> str:
+    functions = ", ".join(sorted(FUNCTIONS))
+    return f"metrics, numbers, comparisons, and, or, not, between, in, {' '.join(sorted(OPERATORS))}, {functions}"

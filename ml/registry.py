@@ -1,0 +1,155 @@
+"""A trained model on disk: a folder with the booster in CatBoost's own format and a card that says what it is.
+
+Both carry checksums, a save appears whole or not at all, and nothing is ever pickled.
+"""
+
+import hashlib
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ml.declarations import Feature, Kind
+from ml.encoding import Encoder
+
+if TYPE_CHECKING:
+    from catboost import CatBoost
+
+BOOSTER = "model.cbm"
+CARD = "card.json"
+CARD_CHECKSUM = re.compile(rb'"card_sha256":\s*"([0-9a-f]{64})"')
+NO_CHECKSUM = "0" * 64
+
+
+class Card(msgspec.Struct, kw_only=True, frozen=True):
+    """What a trained version is: of which score, from which rows, how good, and by which libraries.
+
+    `metrics` and `baseline` are of the held-out rows, `importance` is each feature's share in percent, `training_set`
+    the checksum of the rows. `lowest` is 0 where no label was negative, so that no score is either; else None.
+    """
+
+    score: str
+    version: int
+    kind: Kind
+    entity: tuple[str, ...]
+    as_of: str
+    features: tuple[Feature, ...]
+    encoder: Encoder
+    lowest: float | None
+    metrics: dict[str, float]
+    baseline: dict[str, float]
+    baseline_name: str
+    importance: dict[str, float]
+    dates: dict[str, date]
+    rows: dict[str, int]
+    params: dict[str, Any]
+    trees: int
+    training_set: str
+    libraries: dict[str, str]
+    trained_at: datetime
+    booster_sha256: str = NO_CHECKSUM
+    card_sha256: str = NO_CHECKSUM
+
+
+class Model(msgspec.Struct):
+    """A booster with its card, ready to score."""
+
+    booster: "CatBoost"
+    card: Card
+
+
+class CorruptModel(ValueError):
+    """A model on disk that is not what was saved."""
+
+
+def save(folder: Path, booster: "CatBoost", card: Card) -> Card:
+    """Write the model into `folder`, which must not exist yet, and give back the card with its checksums.
+
+    It is written beside as `<folder>.tmp`, forced to disk and renamed, so a killed save leaves no `folder`.
+    Raises `FileExistsError` if the folder exists: a version never changes.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already, and a saved model never changes")
+    beside = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    booster.save_model(str(beside / BOOSTER), format="cbm")
+    booster_sha256 = hashlib.sha256((beside / BOOSTER).read_bytes()).hexdigest()
+    unsigned = msgspec.structs.replace(card, booster_sha256=booster_sha256, card_sha256=NO_CHECKSUM)
+    text = msgspec.json.format(msgspec.json.encode(unsigned), indent=2)
+    signed = msgspec.structs.replace(unsigned, card_sha256=hashlib.sha256(text).hexdigest())
+    (beside / CARD).write_bytes(msgspec.json.format(msgspec.json.encode(signed), indent=2))
+    for path in (beside / BOOSTER, beside / CARD, beside):
+        _force_to_disk(path)
+    os.rename(beside, folder)
+    _force_to_disk(folder.parent)
+    return signed
+
+
+def load(folder: Path) -> Model:
+    """The model of a folder that `save` wrote (or a copy of its two files), once both checksums are verified.
+
+    Raises `CorruptModel` naming the file and what is wrong with it.
+    """
+    from catboost import CatBoost, CatBoostError
+
+    card = load_card(folder)
+    path = folder / BOOSTER
+    content = _read(path)
+    _verify(path, expected=card.booster_sha256, found=hashlib.sha256(content).hexdigest())
+    booster = CatBoost()
+    try:
+        booster.load_model(blob=content)
+    except CatBoostError as error:
+        raise CorruptModel(f"{path}: CatBoost can't read it: {str(error).splitlines()[0]}") from None
+    if tuple(booster.feature_names_) != card.encoder.names:
+        raise CorruptModel(f"{path}: its features are not those of {folder / CARD}")
+    return Model(booster, card)
+
+
+def load_card(folder: Path) -> Card:
+    """The card alone, its checksum verified. Raises `CorruptModel` as `load` does."""
+    path = folder / CARD
+    content = _read(path)
+    stated = CARD_CHECKSUM.findall(content)
+    if len(stated) != 1:
+        raise CorruptModel(f"{path}: states {len(stated)} checksums of itself instead of one")
+    unsigned = content.replace(stated[0], NO_CHECKSUM.encode())
+    _verify(path, expected=stated[0].decode(), found=hashlib.sha256(unsigned).hexdigest())
+    try:
+        fields = msgspec.json.decode(content)
+        for name in ("metrics", "baseline"):  # JSON has no NaN
+            fields[name] = _with_nan(fields[name])
+        return msgspec.convert(fields, Card)
+    except (msgspec.DecodeError, msgspec.ValidationError, KeyError) as error:
+        raise CorruptModel(f"{path}: is no card of a model: {error}") from None
+
+
+def _with_nan(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CorruptModel(f"{path}: is missing") from None
+
+
+def _verify(path: Path, expected: str, found: str) -> None:
+    if found != expected:
+        raise CorruptModel(f"{path}: has the checksum {found}, but {expected} was saved")
+
+
+def _force_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

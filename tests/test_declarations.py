@@ -1,0 +1,237 @@
+"""Each mistake in a declaration is one error that names file, thing and fault, before anything runs."""
+
+import copy
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import pytest
+
+from ml.declarations import DeclarationError, read_project
+
+Manifest = dict[str, Any]
+
+
+def model(name: str, columns: list[str], **meta: Any) -> dict[str, Any]:
+    return {
+        "resource_type": "model",
+        "unique_id": f"model.shop.{name}",
+        "name": name,
+        "alias": name,
+        "schema": "features",
+        "original_file_path": f"models/{name}.yml",
+        "columns": {
+            column: {"name": column, "data_type": "integer", "description": f"{column}."} for column in columns
+        },
+        "config": {"contract": {"enforced": True}, "meta": meta},
+    }
+
+
+def manifest() -> Manifest:
+    keys = {"entity": "visitor_id", "as_of": "day"}
+    models = [
+        model("visitor_features", ["visitor_id", "day", "visits", "device"], **keys),
+        model("visitor_left", ["visitor_id", "day", "label", "matures_on"], **keys),
+    ]
+    source = {
+        "unique_id": "source.shop.raw.visits",
+        "source_name": "raw",
+        "name": "visits",
+        "schema": "raw",
+        "identifier": "visits",
+        "description": "A row per visit.",
+        "original_file_path": "models/sources.yml",
+        "columns": {"visitor_id": {"name": "visitor_id", "description": ""}},
+        "config": {"meta": {"load": {"from": "data/visits.csv", "key": ["visitor_id"]}}},
+    }
+    exposure = {
+        "unique_id": "exposure.shop.leaving",
+        "name": "leaving",
+        "label": "Leaving",
+        "type": "ml",
+        "description": "Leaves.",
+        "owner": {"name": "Web", "email": "web@example.com"},
+        "original_file_path": "models/scores.yml",
+        "depends_on": {"nodes": [found["unique_id"] for found in models]},
+        "config": {
+            "meta": {
+                "score": {
+                    "features": "visitor_features",
+                    "label": "visitor_left",
+                    "kind": "probability",
+                    "gate": ["roc_auc >= 0.7", "roc_auc >= champion_roc_auc - 0.01"],
+                    "bands": {"low": 0.0, "high": 0.5},
+                    "fresh_for": "8 days",
+                }
+            }
+        },
+    }
+    return {
+        "metadata": {"project_name": "shop"},
+        "nodes": {found["unique_id"]: found for found in models},
+        "sources": {"source.shop.raw.visits": source},
+        "exposures": {"exposure.shop.leaving": exposure},
+    }
+
+
+def test_a_right_project_is_read_whole() -> None:
+    project = read_project(manifest(), {"today": "2020-05-01"}, "dbt_project")
+    score = project.scores[0]
+    assert project.today == date(2020, 5, 1)
+    assert [column.name for column in score.columns] == ["visits", "device"]
+    assert (score.entity, score.as_of, score.fresh_for_days) == (("visitor_id",), "day", 8.0)
+    assert list(score.bands) == ["high", "low"]
+    assert project.sources[0].uri == "data/visits.csv"
+
+
+def test_a_project_without_a_fixed_clock_runs_on_the_real_one() -> None:
+    assert read_project(manifest(), {}, "dbt_project").today is None
+
+
+def test_the_clock_may_be_declared_under_the_projects_name() -> None:
+    assert read_project(manifest(), {"shop": {"today": "2020-05-01"}}, "dbt_project").today == date(2020, 5, 1)
+
+
+def test_exposures_of_other_types_and_sources_without_load_are_not_the_engines() -> None:
+    changed = manifest()
+    changed["exposures"]["exposure.shop.leaving"]["type"] = "dashboard"
+    changed["sources"]["source.shop.raw.visits"]["config"]["meta"] = {}
+    project = read_project(changed, {}, "dbt_project")
+    assert project.scores == ()
+    assert project.sources == ()
+
+
+def score_of(found: Manifest) -> dict[str, Any]:
+    return found["exposures"]["exposure.shop.leaving"]["config"]["meta"]["score"]  # type: ignore[no-any-return]
+
+
+def features_of(found: Manifest) -> dict[str, Any]:
+    return found["nodes"]["model.shop.visitor_features"]  # type: ignore[no-any-return]
+
+
+def label_of(found: Manifest) -> dict[str, Any]:
+    return found["nodes"]["model.shop.visitor_left"]  # type: ignore[no-any-return]
+
+
+def load_of(found: Manifest) -> dict[str, Any]:
+    return found["sources"]["source.shop.raw.visits"]["config"]["meta"]["load"]  # type: ignore[no-any-return]
+
+
+EXPOSURE = "dbt_project/models/scores.yml: exposure 'leaving'"
+SOURCE = "dbt_project/models/sources.yml: source 'raw.visits': load"
+MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
+    "no score": (
+        lambda m: m["exposures"]["exposure.shop.leaving"]["config"]["meta"].clear(),
+        f"{EXPOSURE}: is of type ml but has no config.meta.score (keys: features, label, kind, gate, bands, fresh_for)",
+    ),
+    "unknown key": (
+        lambda m: score_of(m).update(gates=[]),
+        f"{EXPOSURE}: score: unknown key 'gates' (known: features, label, kind, gate, bands, fresh_for)",
+    ),
+    "missing key": (
+        lambda m: score_of(m).pop("fresh_for"),
+        f"{EXPOSURE}: score: lacks fresh_for (keys: features, label, kind, gate, bands, fresh_for)",
+    ),
+    "wrong type": (
+        lambda m: score_of(m).update(gate="roc_auc > 0.5"),
+        f"{EXPOSURE}: score: gate is 'roc_auc > 0.5', not a list",
+    ),
+    "unknown kind": (
+        lambda m: score_of(m).update(kind="chance"),
+        f"{EXPOSURE}: kind is 'chance' (possible: probability, amount)",
+    ),
+    "missing model": (
+        lambda m: score_of(m).update(features="visitors"),
+        f"{EXPOSURE}: features names 'visitors', which is no model of the project",
+    ),
+    "no ref": (
+        lambda m: m["exposures"]["exposure.shop.leaving"]["depends_on"]["nodes"].pop(),
+        f"{EXPOSURE}: label is 'visitor_left', so depends_on must list ref('visitor_left')",
+    ),
+    "no contract": (
+        lambda m: features_of(m)["config"].update(contract={"enforced": False}),
+        "dbt_project/models/visitor_features.yml: model 'visitor_features': is the features of 'leaving', so its"
+        " contract must be enforced",
+    ),
+    "no keys": (
+        lambda m: features_of(m)["config"]["meta"].pop("as_of"),
+        "dbt_project/models/visitor_features.yml: model 'visitor_features': config.meta lacks as_of",
+    ),
+    "key is no column": (
+        lambda m: features_of(m)["config"]["meta"].update(entity="visitor"),
+        "model 'visitor_features': config.meta names key 'visitor', which is no column of it"
+        " (columns: visitor_id, day, visits, device)",
+    ),
+    "other keys of the label": (
+        lambda m: label_of(m)["config"]["meta"].update(as_of="matures_on"),
+        "'visitor_left' is keyed by visitor_id, matures_on but 'visitor_features' by visitor_id, day",
+    ),
+    "no maturity": (
+        lambda m: label_of(m)["columns"].pop("matures_on"),
+        "dbt_project/models/visitor_left.yml: model 'visitor_left' is the label of 'leaving' and lacks the column"
+        " 'matures_on'",
+    ),
+    "no feature": (
+        lambda m: [features_of(m)["columns"].pop(column) for column in ("visits", "device")],
+        f"{EXPOSURE}: model 'visitor_features' has no column besides its keys, so no feature",
+    ),
+    "gate of another kind": (
+        lambda m: score_of(m).update(gate=["auc >= 0.8"]),
+        f"{EXPOSURE}: gate 'auc >= 0.8' names no metric of kind 'probability': auc\n  (known: roc_auc,",
+    ),
+    "gate is no condition": (lambda m: score_of(m).update(gate=["roc_auc >="]), f"{EXPOSURE}: gate 'roc_auc >='"),
+    "gate reads a table": (
+        lambda m: score_of(m).update(gate=["(select 1) = 1"]),
+        f"{EXPOSURE}: gate '(select 1) = 1'",
+    ),
+    "gate is empty": (lambda m: score_of(m).update(gate=[]), f"{EXPOSURE}: gate has no condition"),
+    "band is no number": (
+        lambda m: score_of(m).update(bands={"high": "much"}),
+        f"{EXPOSURE}: bands: 'high' starts at 'much', which is no number",
+    ),
+    "band is no probability": (
+        lambda m: score_of(m).update(bands={"high": 60}),
+        f"{EXPOSURE}: bands: 'high' starts at 60, but a probability lies between 0 and 1",
+    ),
+    "two bands at once": (
+        lambda m: score_of(m).update(bands={"high": 0.5, "low": 0.5}),
+        f"{EXPOSURE}: bands: two bands start at the same score",
+    ),
+    "length of time": (
+        lambda m: score_of(m).update(fresh_for="soon"),
+        f"{EXPOSURE}: fresh_for: 'soon' is no length of time (write e.g. '8 days'; units: hours, days, weeks)",
+    ),
+    "load without from": (lambda m: load_of(m).pop("from"), f"{SOURCE}: lacks from (keys: from, cursor, key)"),
+    "unknown key of load": (
+        lambda m: load_of(m).update(form="x"),
+        f"{SOURCE}: unknown key 'form' (known: from, cursor, key)",
+    ),
+    "load names no column": (
+        lambda m: load_of(m).update(cursor="at"),
+        f"{SOURCE}: names column 'at', which the table does not list (it lists: visitor_id)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_file_thing_and_fault(mistake: str) -> None:
+    make, message = MISTAKES[mistake]
+    mistaken = copy.deepcopy(manifest())
+    make(mistaken)
+    with pytest.raises(DeclarationError) as raised:
+        read_project(mistaken, {}, "dbt_project")
+    assert message in str(raised.value)
+
+
+def test_a_clock_that_is_no_date_is_named() -> None:
+    with pytest.raises(DeclarationError, match=r"dbt_project/dbt_project\.yml: vars: today is 'now', which is no date"):
+        read_project(manifest(), {"today": "now"}, "dbt_project")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    mistaken = manifest()
+    load_of(mistaken).update(form="x")
+    score_of(mistaken).update(kind="chance")
+    with pytest.raises(DeclarationError) as raised:
+        read_project(mistaken, {}, "dbt_project")
+    assert len(str(raised.value).splitlines()) == 2
