@@ -1,0 +1,223 @@
+"""Drift: do the rows scored now still look like those the model learnt from? One page of Evidently, and its figures."""
+
+import html
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ml.explanation import as_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NULL, OTHER = "(null)", "(other)"
+MOST_CATEGORIES = 50
+SHARE_OF_A_DRIFTED_TABLE = 0.5
+
+Verdict = Literal["drifted", "stable", "not compared"]
+
+HEAD = """<title>{title}</title>
+<style>
+  .report-head {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 60rem; }}
+  .report-head {{ margin: 2rem auto 1rem; padding: 0 1.5rem; }}
+  .report-head h1 {{ font-size: 1.6rem; margin: 0 0 .5rem; }}
+  .report-head dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0; }}
+  .report-head dt {{ color: #52606d; }}
+  .report-head dd {{ margin: 0; overflow-wrap: anywhere; }}
+</style>
+</head>"""
+
+
+class DriftReport(msgspec.Struct):
+    """A page that works without a network, and its figures.
+
+    `metrics` is flat: reference, current, reference_rows, current_rows, reference_sample, current_sample, seed,
+    compared_columns, drifted_columns, share_of_drifted_columns, and for each column
+    column.<name>.score, .method and .verdict ("drifted", "stable" or "not compared"; the score is left out then).
+    A score of a method named "... p_value" is low where there is drift, any other is high.
+    """
+
+    html: str
+    metrics: dict[str, float | str]
+
+
+class _Drift(msgspec.Struct):
+    """The drift of one column."""
+
+    method: str
+    verdict: Verdict
+    score: float | None = None
+
+
+def drift_report(
+    reference: pa.Table,
+    current: pa.Table,
+    *,
+    title: str,
+    columns: Mapping[str, Literal["number", "category"]],
+    prediction: str | None = None,
+    reference_name: str = "the reference rows",
+    current_name: str = "the current rows",
+    sample: int = 2000,
+    seed: int = 0,
+) -> DriftReport:
+    """Compare `current` with `reference`, column by column, on a seeded sample of at most `sample` rows of each.
+
+    `columns` says how each is compared; booleans go as categories, dates as either. A null category counts as a
+    category of its own, a null number is left out, and so is a column without any value on both sides; one with
+    values on one side only has drifted. Of many categories the 50 most frequent are told apart. `prediction` names
+    the score's column in both tables, which is compared first. `reference_name` and `current_name` say on the page
+    what is compared. Evidently chooses the method by type and size
+    (docs.evidentlyai.com/metrics/customize_data_drift). Raises `ValueError` naming what is missing if a side has no
+    rows or lacks a column.
+    """
+    kinds = {**({prediction: "number"} if prediction else {}), **columns}
+    for table, name in ((reference, reference_name), (current, current_name)):
+        missing = [column for column in kinds if column not in table.column_names]
+        if missing or not table.num_rows:
+            raise ValueError(
+                f"drift report '{title}': {name} lack " + (f"columns {', '.join(missing)}" if missing else "rows")
+            )
+    before = _frame(_sample(reference, sample, seed), kinds)
+    after = _frame(_sample(current, sample, seed + 1), kinds)
+    _merge_rare(before, after, kinds)
+    drifts = {name: _without_values(before[name], after[name]) for name in kinds}
+    compared = [name for name in kinds if drifts[name] is None]
+    page = "<html><head></head><body></body></html>"
+    if compared:
+        page, measured = _evidently(before[compared], after[compared], kinds)
+        drifts |= measured
+    found = {name: drift for name, drift in drifts.items() if drift is not None}
+    metrics = _metrics(found)
+    facts: dict[str, float | str] = {
+        "reference": reference_name,
+        "current": current_name,
+        "reference_rows": reference.num_rows,
+        "current_rows": current.num_rows,
+        "reference_sample": len(before),
+        "current_sample": len(after),
+        "seed": seed,
+    }
+    return DriftReport(_with_header(page, title, facts | metrics, found), facts | metrics)
+
+
+def _sample(table: pa.Table, most: int, seed: int) -> pa.Table:
+    if table.num_rows <= most:
+        return table
+    chosen = np.random.default_rng(seed).choice(table.num_rows, size=most, replace=False)
+    return table.take(pa.array(np.sort(chosen)))
+
+
+def _frame(table: pa.Table, kinds: Mapping[str, str]) -> "pd.DataFrame":
+    """Numbers as floats, NaN where null or infinite; categories as text, `(null)` where null."""
+    import pandas as pd
+
+    def values(name: str) -> Any:
+        column = table.column(name)
+        if kinds[name] == "category":
+            return as_text(column).fill_null(NULL).to_numpy(zero_copy_only=False)
+        if pa.types.is_date(column.type):
+            column = column.cast(pa.date32()).cast(pa.int32())
+        elif pa.types.is_timestamp(column.type):
+            column = pc.divide(column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()).cast(pa.float64()), 86_400.0)
+        numbers = column.cast(pa.float64(), safe=False).to_numpy()
+        return np.where(np.isfinite(numbers), numbers, np.nan)
+
+    return pd.DataFrame({name: values(name) for name in kinds})
+
+
+def _merge_rare(before: "pd.DataFrame", after: "pd.DataFrame", kinds: Mapping[str, str]) -> None:
+    """Leave the most frequent categories of both sides, in place."""
+    for name in (name for name, kind in kinds.items() if kind == "category"):
+        counts = before[name].value_counts().add(after[name].value_counts(), fill_value=0)
+        if len(counts) > MOST_CATEGORIES:
+            kept = sorted(counts.index, key=lambda value: (-counts[value], value))[:MOST_CATEGORIES]
+            for frame in (before, after):
+                frame[name] = frame[name].where(frame[name].isin(kept), OTHER)
+
+
+def _without_values(before: "pd.Series[Any]", after: "pd.Series[Any]") -> _Drift | None:
+    """The verdict on a column that Evidently can't compare, else None. A category always has values: null is one."""
+    had, has = bool(before.notna().any()), bool(after.notna().any())
+    if had and has:
+        return None
+    if had or has:
+        return _Drift(f"values in the {'reference' if had else 'current'} rows only", "drifted")
+    return _Drift("no values", "not compared")
+
+
+def _evidently(
+    before: "pd.DataFrame", after: "pd.DataFrame", kinds: Mapping[str, str]
+) -> tuple[str, dict[str, _Drift]]:
+    import warnings
+
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataDriftPreset
+
+    definition = DataDefinition(
+        numerical_columns=[str(name) for name in before if kinds[str(name)] == "number"],
+        categorical_columns=[str(name) for name in before if kinds[str(name)] == "category"],
+    )
+    datasets = [Dataset.from_pandas(frame, data_definition=definition) for frame in (after, before)]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of its statistics on constant columns
+        snapshot = Report([DataDriftPreset(drift_share=SHARE_OF_A_DRIFTED_TABLE)]).run(*datasets)
+        page = snapshot.get_html_str(as_iframe=False)
+    found = {}
+    for metric in snapshot.dict()["metrics"]:
+        config = metric["config"]
+        if "column" in config:
+            found[config["column"]] = _drift(config["method"], float(metric["value"]), float(config["threshold"]))
+    return page, found
+
+
+def _drift(method: str, score: float, threshold: float) -> _Drift:
+    if not np.isfinite(score):
+        return _Drift(method, "not compared")
+    drifted = score < threshold if "p_value" in method else score >= threshold
+    return _Drift(method, "drifted" if drifted else "stable", score)
+
+
+def _metrics(drifts: Mapping[str, _Drift]) -> dict[str, float | str]:
+    compared = [drift for drift in drifts.values() if drift.verdict != "not compared"]
+    drifted = [drift for drift in compared if drift.verdict == "drifted"]
+    metrics: dict[str, float | str] = {
+        "compared_columns": len(compared),
+        "drifted_columns": len(drifted),
+        "share_of_drifted_columns": len(drifted) / len(compared) if compared else 0.0,
+    }
+    for name, drift in drifts.items():
+        if drift.score is not None:
+            metrics[f"column.{name}.score"] = drift.score
+        metrics[f"column.{name}.method"] = drift.method
+        metrics[f"column.{name}.verdict"] = drift.verdict
+    return metrics
+
+
+def _with_header(page: str, title: str, metrics: Mapping[str, float | str], drifts: Mapping[str, _Drift]) -> str:
+    """The page with a head that says what it compares, and which columns drifted."""
+
+    def side(name: str) -> str:
+        rows, sampled = int(metrics[f"{name}_rows"]), int(metrics[f"{name}_sample"])
+        return f"{metrics[name]}: {rows:,} rows" + (
+            f", of which a sample of {sampled:,}" if sampled < rows else ", all of them"
+        )
+
+    drifted = [name for name, drift in drifts.items() if drift.verdict == "drifted"]
+    left_out = [f"{name} ({drift.method})" for name, drift in drifts.items() if drift.score is None]
+    lines = {
+        "Reference": side("reference"),
+        "Current": side("current"),
+        "Sample": f"drawn with seed {metrics['seed']}",
+        "Drifted": f"{len(drifted)} of {metrics['compared_columns']} columns"
+        + (f": {', '.join(drifted)}" if drifted else ""),
+        **({"Not in the charts": ", ".join(left_out)} if left_out else {}),
+    }
+    items = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items())
+    header = f'<body><header class="report-head"><h1>{html.escape(title)}</h1><dl>{items}</dl></header>'
+    page = page.strip().replace("</head>", HEAD.format(title=html.escape(title)), 1)
+    return page.replace("<body>", header, 1)
