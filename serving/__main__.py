@@ -1,0 +1,115 @@
+"""`python -m serving`: the API and pages under granian, on loopback only. `--help` lists what can be set."""
+
+import argparse
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from granian.constants import Interfaces
+from granian.log import LogLevels
+from granian.server import Server
+from litestar import Litestar
+
+from serving.app import app_from_environment
+from serving.generation import read_manifest
+from serving.store import CorruptGeneration, current, published_scores
+
+
+def main() -> None:
+    settings = _settings()
+    address = _loopback(settings.host)
+    _check_port(settings.host, address, settings.port)
+    data = Path(settings.data).absolute()
+    os.environ["SCOREHOUSE_DATA"] = str(data)
+    print(describe(data / "generations", settings.host, settings.port), flush=True)
+    Server(
+        "serving.__main__:app_of_worker",
+        factory=True,
+        address=address,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        workers=settings.workers,
+        websockets=False,
+        respawn_failed_workers=True,
+        workers_kill_timeout=5,  # a worker told to stop while it still starts does not hear it
+        log_level=LogLevels.warning,
+    ).serve()
+
+
+def app_of_worker() -> Litestar:
+    """The app in a worker process, which ends when its server is gone: an orphan would hold the port."""
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+    return app_from_environment()
+
+
+def _end_after(server: int) -> None:
+    while os.getppid() == server:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def describe(generations: Path, host: str, port: int) -> str:
+    """What will be served, and where, in a few lines."""
+    lines = []
+    for score in published_scores(generations):
+        try:
+            manifest = read_manifest(generations / score / (current(generations, score) or ""))
+            served = f"{manifest.rows:,} customers as of {manifest.as_of_date}, generation {manifest.generation}"
+            lines.append(f"  {score}: {served}")
+        except CorruptGeneration as error:
+            lines.append(f"  {score}: cannot be served. {error}")
+    base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if not lines:
+        lines = [f"  No score is published in {generations} yet (make run); what appears there is served at once."]
+    return "\n".join(
+        ["Scorehouse serves", *lines, f"  pages {base}/", f"  API   {base}/scores, described at {base}/docs"]
+    )
+
+
+def _settings() -> argparse.Namespace:
+    environment = os.environ.get
+    parser = argparse.ArgumentParser(prog="python -m serving", description="Serve the published scores.")
+    parser.add_argument("--host", default=environment("SCOREHOUSE_HOST") or "127.0.0.1", help="or SCOREHOUSE_HOST")
+    parser.add_argument("--port", default=environment("SCOREHOUSE_PORT") or "8000", help="or SCOREHOUSE_PORT")
+    parser.add_argument("--workers", default=environment("SCOREHOUSE_WORKERS") or "2", help="or SCOREHOUSE_WORKERS")
+    parser.add_argument("--data", default=environment("SCOREHOUSE_DATA") or "data", help="or SCOREHOUSE_DATA")
+    settings = parser.parse_args()
+    for name, highest in (("port", 65535), ("workers", 64)):
+        given = getattr(settings, name)
+        if not (given.isascii() and given.isdigit() and 1 <= int(given) <= highest):
+            sys.exit(f"{name} '{given}' is no number from 1 to {highest}.")
+        setattr(settings, name, int(given))
+    return settings
+
+
+def _loopback(host: str) -> str:
+    """The address of a host, if it is loopback."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        sys.exit(f"host '{host}' is no IP address.")
+    if not address.is_loopback:
+        sys.exit(
+            f"Refused to serve on {host}: there are no API keys yet, so anybody who reaches it could read every score. "
+            "Serve on 127.0.0.1 and put a proxy that authenticates in front of it."
+        )
+    return str(address)
+
+
+def _check_port(host: str, address: str, port: int) -> None:
+    """Exit with one line if the port cannot be had; granian itself would share it with another server."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            sys.exit(f"Port {port} of {host} cannot be had ({error.strerror}). Choose another: SCOREHOUSE_PORT=8001")
+
+
+if __name__ == "__main__":
+    main()

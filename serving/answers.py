@@ -1,0 +1,111 @@
+"""What the API answers: the structs of its JSON, from which its OpenAPI document is derived."""
+
+from datetime import date, datetime, timedelta
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from serving.generation import CustomerScore, Generation
+
+Freshness = Literal["fresh", "stale"]
+
+
+class CustomerAnswer(CustomerScore, frozen=True, kw_only=True):
+    """What a score says of one customer. The published JSON with what only the day of the request can tell."""
+
+    stale: Annotated[bool, Meta(description="True once the as-of date is older than the score's owner allows.")]
+
+
+class ScoreSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A score and the generation of it that is served."""
+
+    name: Annotated[str, Meta(description="The name in URLs.")]
+    title: str
+    description: str
+    owner: str
+    email: str
+    kind: Annotated[str, Meta(description="What a value is, for example a probability or an amount.")]
+    entity: Annotated[tuple[str, ...], Meta(description="The columns that make a customer id, joined by commas.")]
+    as_of_date: Annotated[date, Meta(description="The score uses only what was known before this day.")]
+    fresh_until: Annotated[date, Meta(description="The last day on which it counts as fresh.")]
+    freshness: Freshness
+    generation: Annotated[str, Meta(description="The published bundle that is served.")]
+    published_at: datetime
+    model_version: int
+    customers: int
+    bands: Annotated[dict[str, float], Meta(description="Band -> the lowest value in it.")]
+    band_counts: Annotated[dict[str, int], Meta(description="Band -> customers in it.")]
+    metrics: Annotated[dict[str, float], Meta(description="Of the model, on dates it has not seen in training.")]
+    baseline: Annotated[dict[str, float], Meta(description="The same metrics of a naive rule, to compare with.")]
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """All scores that are served, by name."""
+
+    scores: list[ScoreSummary]
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class ScoreReadiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether one score can be looked up, and what is wrong if something is."""
+
+    score: str
+    generation: Annotated[
+        str | None, Meta(description="The verified generation that is served; null if there is none.")
+    ]
+    as_of_date: date | None
+    freshness: Freshness | None
+    fault: Annotated[str | None, Meta(description="Why a newer generation is not served; null if all is well.")]
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether lookups can be answered. `degraded`: they can, from older generations, and `scores` says why."""
+
+    status: Literal["ready", "degraded", "unavailable"]
+    detail: str
+    scores: list[ScoreReadiness]
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error, as RFC 9457 (application/problem+json) has it."""
+
+    title: Annotated[str, Meta(examples=["Not Found"])]
+    status: Annotated[int, Meta(examples=[404])]
+    detail: Annotated[str, Meta(description="What is wrong, and what is possible.")]
+    known_scores: Annotated[list[str] | None, Meta(description="Where a score or a customer is not known.")] = None
+
+
+def last_fresh_day(generation: Generation) -> date:
+    """The last day on which a generation is fresh: stale when as-of date + `fresh_for_days` < clock."""
+    return generation.as_of_date + timedelta(days=int(generation.fresh_for_days))
+
+
+def summarise(generation: Generation, today: date) -> ScoreSummary:
+    """A generation as the API shows it on a day."""
+    fresh_until = last_fresh_day(generation)
+    return ScoreSummary(
+        name=generation.score,
+        title=generation.title,
+        description=generation.description,
+        owner=generation.owner,
+        email=generation.email,
+        kind=generation.kind,
+        entity=generation.entity,
+        as_of_date=generation.as_of_date,
+        fresh_until=fresh_until,
+        freshness="stale" if fresh_until < today else "fresh",
+        generation=generation.generation,
+        published_at=generation.published_at,
+        model_version=generation.model_version,
+        customers=generation.rows,
+        bands=generation.bands,
+        band_counts=generation.band_counts,
+        metrics=generation.metrics,
+        baseline=generation.baseline,
+    )

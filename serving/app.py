@@ -1,0 +1,210 @@
+"""The API: lookups of scores by customer id, over published generations. Errors are RFC 9457 problems.
+
+`create_app` makes it for given folders; `app_from_environment` for SCOREHOUSE_DATA, as a server loads it:
+`granian --interface asgi --factory serving.app:app_from_environment`.
+"""
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+from urllib.parse import unquote
+
+import msgspec
+from litestar import Litestar, MediaType, Request, Response, get
+from litestar.exceptions import HTTPException, NotFoundException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig, ResponseSpec
+from litestar.openapi.spec import Example, Tag
+from litestar.params import Parameter
+from litestar.response.base import ASGIResponse
+
+from serving.answers import Alive, CustomerAnswer, Problem, Readiness, Scores, ScoreSummary
+from serving.catalogue import Catalogue, Clock
+from serving.docs import LocalSwagger, docs_router, openapi_document
+from serving.pages import pages
+
+log = logging.getLogger("serving")
+
+PROBLEM = "application/problem+json"
+ABOUT = """Scores of customers, looked up by customer id.
+
+Answers come from published, verified generations: `generation` and `as_of_date` say from which.
+`stale` says that a score is older than its owner allows."""
+
+ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
+CustomerId = Annotated[
+    str,
+    Parameter(
+        description='The customer\'s id, percent-encoded. A composite key is joined by ",", in the order'
+        " of `entity`; inside a part '~' is written '~0' and ',' '~1'."
+    ),
+]
+
+
+_EXAMPLE = Example(
+    summary="A customer",
+    value=msgspec.json.decode(
+        b"""{"score": "churn", "customer_id": "4711", "value": 0.8312, "band": "high", "reasons": [
+        {"feature": "days_since_last_visit", "value": "41", "contribution": 0.914},
+        {"feature": "visits_28d_count", "value": "3", "contribution": -0.127}],
+        "as_of_date": "2024-03-04", "model_version": 3, "generation": "20240305T060000Z-v3",
+        "scored_at": "2024-03-05T05:58:12Z", "stale": false}"""
+    ),
+)
+
+
+def _problem_spec(description: str) -> ResponseSpec:
+    return ResponseSpec(Problem, generate_examples=False, description=description, media_type=PROBLEM)
+
+
+def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
+    """The handlers of the API over a catalogue."""
+    unknown_score = _problem_spec("The score is not known.")
+
+    def no_score(score: str) -> NoReturn:
+        known = list(catalogue.scores)
+        detail = f"Unknown score '{_short(score)}'. Known scores: {', '.join(known) or 'none yet'}."
+        raise NotFoundException(detail=detail, extra={"known_scores": known})
+
+    @get("/scores", sync_to_thread=False, tags=["scores"], summary="All scores")
+    def list_scores() -> Scores:
+        return Scores(scores=[served.summary() for served in catalogue.scores.values()])
+
+    @get(
+        "/scores/{score:str}",
+        sync_to_thread=False,
+        tags=["scores"],
+        summary="One score",
+        responses={404: unknown_score},
+    )
+    def one_score(score: ScoreName) -> ScoreSummary:
+        served = catalogue.scores.get(score)
+        if served is None:
+            no_score(score)
+        return served.summary()
+
+    @get(
+        "/scores/{score:str}/customers/{customer_id:path}",
+        sync_to_thread=False,
+        tags=["scores"],
+        summary="The score of one customer",
+        responses={
+            200: ResponseSpec(
+                CustomerAnswer, generate_examples=False, description="The customer's score.", examples=[_EXAMPLE]
+            ),
+            404: _problem_spec("The score or the customer is not known; `detail` says which."),
+        },
+    )
+    def one_customer(request: Request[Any, Any, Any], score: ScoreName, customer_id: CustomerId) -> ASGIResponse:
+        served = catalogue.scores.get(score)
+        if served is None:
+            no_score(score)
+        customer_id = customer_id[1:]  # a parameter of kind "path" starts with its slash
+        if "/" in customer_id:  # the router has merged double slashes: take the id as it was sent
+            raw: bytes = request.scope["raw_path"]
+            customer_id = unquote(raw.split(b"/", 4)[4].decode("latin-1"))
+        body = served.customer(customer_id)
+        if body is None:
+            summary = served.summary()
+            detail = (
+                f"Unknown customer '{_short(customer_id)}' of score '{score}', which has {summary.customers} customers "
+                f"as of {summary.as_of_date}. Known scores: {', '.join(catalogue.scores)}."
+            )
+            raise NotFoundException(detail=detail, extra={"known_scores": list(catalogue.scores)})
+        return ASGIResponse(body=body, media_type=MediaType.JSON)
+
+    @get("/health/live", sync_to_thread=False, tags=["health"], summary="Does the process answer?")
+    def live() -> Alive:
+        return Alive()
+
+    @get(
+        "/health/ready",
+        sync_to_thread=False,
+        tags=["health"],
+        summary="Can scores be looked up?",
+        responses={
+            503: ResponseSpec(Readiness, generate_examples=False, description="A score, or all, cannot be looked up.")
+        },
+    )
+    def ready() -> Response[Readiness]:
+        readiness = catalogue.readiness()
+        return Response(readiness, status_code=503 if readiness.status == "unavailable" else 200)
+
+    return [list_scores, one_score, one_customer, live, ready]
+
+
+def create_app(
+    generations: Path, reports: Path | None = None, *, clock: Clock = time.time, look_every: float = 0.25
+) -> Litestar:
+    """The app over a folder of generations and one of reports, which may appear later. `clock`: seconds since 1970."""
+    catalogue = Catalogue(generations, clock=clock, look_every=look_every)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with catalogue.serving():
+            yield
+
+    return Litestar(
+        route_handlers=[*api(catalogue), openapi_document, *pages(catalogue, reports)],
+        lifespan=[lifespan],
+        exception_handlers={HTTPException: _http_problem, Exception: _internal_problem},
+        logging_config=None,
+        openapi_config=OpenAPIConfig(
+            title="Scorehouse",
+            version=version("scorehouse"),
+            description=ABOUT,
+            openapi_router=docs_router(),
+            render_plugins=[LocalSwagger()],
+            tags=[
+                Tag(name="scores", description="What is served"),
+                Tag(name="health", description="How the server is"),
+            ],
+        ),
+    )
+
+
+def app_from_environment() -> Litestar:
+    """The app over SCOREHOUSE_DATA (default ./data), with its log on stderr."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    data = Path(os.environ.get("SCOREHOUSE_DATA") or "data")
+    return create_app(data / "generations", data / "reports")
+
+
+def _problem(problem: Problem, headers: dict[str, str] | None = None) -> Response[Problem]:
+    return Response(problem, status_code=problem.status, media_type=PROBLEM, headers=headers)
+
+
+def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    extra = error.extra if isinstance(error.extra, dict) else {}
+    detail = error.detail
+    if error.status_code == 404 and not extra and detail == "Not Found":
+        detail = f"Nothing is at {_short(request.scope['path'])}. /docs describes the API, /scores lists the scores."
+    return _problem(
+        Problem(
+            title=HTTPStatus(error.status_code).phrase,
+            status=error.status_code,
+            detail=detail,
+            known_scores=extra.get("known_scores"),
+        ),
+        error.headers,
+    )
+
+
+def _internal_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _problem(Problem(title="Internal Server Error", status=500, detail="The fault is in the server's log."))
+
+
+def _short(text: str) -> str:
+    """A caller's text as an error message repeats it."""
+    return text if len(text) <= 100 else text[:100] + "…"

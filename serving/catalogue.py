@@ -1,0 +1,185 @@
+"""The scores that a server serves at this moment, and how new generations replace old ones without a failed request.
+
+Looking for new generations reads the disk and runs in a thread; taking them over is one assignment on the event loop.
+Handlers of lookups are synchronous functions on the same loop, so none is between two reads of a store when an old
+one is closed.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from serving.answers import Readiness, ScoreReadiness, ScoreSummary, summarise
+from serving.store import CorruptGeneration, Store, current, open_store, published_scores
+
+log = logging.getLogger("serving")
+
+DAY = 86_400
+RETRY_SECONDS = 5.0  # a refused generation is read again this often: it may be a copy under way
+
+Clock = Callable[[], float]  # seconds since 1970
+
+
+class Served:
+    """One score as it is served: an open store, and what only the day can tell, computed once a day."""
+
+    def __init__(self, store: Store, clock: Clock = time.time) -> None:
+        self.store = store
+        self.generation = store.generation
+        self._clock = clock
+        self._begin_day()
+
+    @property
+    def name(self) -> str:
+        """The name of the generation."""
+        return self.generation.generation
+
+    def customer(self, customer_id: str) -> bytes | None:
+        """The JSON of a `CustomerAnswer`: the stored bytes with their closing brace replaced by what the day tells."""
+        stored = self.store.get(customer_id)
+        if stored is None:
+            return None
+        if self._clock() >= self._next_day:
+            self._begin_day()
+        return stored[:-1] + self._tail
+
+    def summary(self) -> ScoreSummary:
+        if self._clock() >= self._next_day:
+            self._begin_day()
+        return self._summary
+
+    def _begin_day(self) -> None:
+        now, today = self._clock(), self.generation.today
+        self._next_day = math.inf if today else (now // DAY + 1) * DAY
+        self._summary = summarise(self.generation, today or datetime.fromtimestamp(now, UTC).date())
+        self._tail = b',"stale":' + msgspec.json.encode(self._summary.freshness == "stale") + b"}"
+
+
+class Found(msgspec.Struct):
+    """What a look at a score's folder brought: a generation to serve, or a fault, or neither where all is as it was."""
+
+    score: str
+    served: Served | None = None
+    fault: str | None = None
+
+
+class Catalogue:
+    """The scores under a folder of generations, kept up to date while `serving` runs."""
+
+    def __init__(self, root: Path, *, clock: Clock = time.time, look_every: float = 0.25) -> None:
+        self.root = root
+        self.scores: dict[str, Served] = {}
+        self.faults: dict[str, str] = {}  # score -> why its newest generation is not served
+        self._clock = clock
+        self._look_every = look_every
+        self._pointers: dict[str, tuple[int, int]] = {}  # score -> identity of the CURRENT last acted upon
+        self._retry_at: dict[str, float] = {}
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Load what is published, follow what is published later, and close all at the end."""
+        self.take_over(await asyncio.to_thread(self.look))
+        stop = asyncio.Event()
+        following = asyncio.create_task(self._follow(stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            await following
+            for served in self.scores.values():
+                served.store.close()
+            self.scores = {}
+
+    async def _follow(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                self.take_over(await asyncio.to_thread(self.look))
+            except Exception:  # whatever it is, the scores at hand are served on
+                log.exception("could not look for new generations")
+            try:
+                await asyncio.wait_for(stop.wait(), self._look_every)
+            except TimeoutError:
+                continue
+
+    def look(self) -> list[Found]:
+        """Open and verify the generations that CURRENT newly names. Reads the disk; handlers see nothing of it yet."""
+        found = []
+        scores = {*published_scores(self.root), *self.scores}
+        for score in sorted(scores):
+            try:
+                status = (self.root / score / "CURRENT").stat()
+                pointer = (status.st_mtime_ns, status.st_ino)
+            except OSError:
+                pointer = (0, 0)
+            if pointer == self._pointers.get(score) and time.monotonic() < self._retry_at.get(score, math.inf):
+                continue
+            self._pointers[score] = pointer
+            found.append(self._look_at(score))
+            self._retry_at[score] = time.monotonic() + RETRY_SECONDS if found[-1].fault else math.inf
+        return found
+
+    def _look_at(self, score: str) -> Found:
+        try:
+            name = current(self.root, score)
+            if name is None:
+                raise CorruptGeneration(f"{score}/CURRENT: is missing")
+            served = self.scores.get(score)
+            if served and served.name == name:
+                return Found(score)
+            return Found(score, served=Served(open_store(self.root / score / name), self._clock))
+        except CorruptGeneration as error:
+            return Found(score, fault=str(error))
+        except Exception as error:  # a fault of one score must not stop the others
+            log.exception("%s: could not be read", score)
+            return Found(score, fault=f"{score}: could not be read ({type(error).__name__})")
+
+    def take_over(self, found: list[Found]) -> None:
+        """Serve what `look` has found. To be called on the event loop."""
+        for one in found:
+            if one.fault is not None:
+                if self.faults.get(one.score) != one.fault:
+                    kept = self.scores.get(one.score)
+                    log.error("%s; %s", one.fault, f"{kept.name} is served on" if kept else "not served")
+                self.faults[one.score] = one.fault
+                continue
+            self.faults.pop(one.score, None)
+            if one.served is not None:
+                old = self.scores.get(one.score)
+                self.scores = dict(sorted({**self.scores, one.score: one.served}.items()))
+                if old:
+                    log.info("%s: %s replaces %s", one.score, one.served.name, old.name)
+                    old.store.close()
+
+    def readiness(self) -> Readiness:
+        """What is served and what is wrong, for /health/ready."""
+        scores = []
+        for score in sorted({*self.scores, *self.faults}):
+            served = self.scores.get(score)
+            summary = served.summary() if served else None
+            scores.append(
+                ScoreReadiness(
+                    score=score,
+                    generation=summary.generation if summary else None,
+                    as_of_date=summary.as_of_date if summary else None,
+                    freshness=summary.freshness if summary else None,
+                    fault=self.faults.get(score),
+                )
+            )
+        if not scores:
+            detail = "No score is published yet: run the pipeline (make run); it is picked up without a restart."
+            return Readiness(status="unavailable", detail=detail, scores=[])
+        missing = [one.score for one in scores if one.generation is None]
+        if missing:
+            detail = f"Without a generation that can be served: {', '.join(missing)}. Publish anew or roll back."
+            return Readiness(status="unavailable", detail=detail, scores=scores)
+        if self.faults:
+            detail = f"Served from an older generation: {', '.join(sorted(self.faults))}. Publish anew or roll back."
+            return Readiness(status="degraded", detail=detail, scores=scores)
+        return Readiness(status="ready", detail=f"{len(scores)} scores are served.", scores=scores)

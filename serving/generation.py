@@ -1,0 +1,126 @@
+"""What a generation says of itself and of each customer: the structs behind generation.json and the stored JSON."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+FORMAT = 1
+
+
+class CorruptGeneration(Exception):
+    """A published generation that must not be served. The message names the file and the fault."""
+
+
+class PublicationError(Exception):
+    """A generation could not be published. The message says which and why; nothing of it is visible to a server."""
+
+
+class BadCustomerId(PublicationError, ValueError):
+    """A customer id that cannot be a key, or stands out of order. The message names it."""
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """One feature that moved a customer's score."""
+
+    feature: str
+    value: Annotated[str | None, Meta(description="The customer's value of the feature; null if it is unknown.")]
+    contribution: Annotated[float, Meta(description="How far it moved the score: above zero raised it.")]
+
+
+class CustomerScore(msgspec.Struct, frozen=True, kw_only=True):
+    """What a score says of one customer, as it was published."""
+
+    score: Annotated[str, Meta(description="Name of the score.")]
+    customer_id: Annotated[str, Meta(description="The id; parts of a composite key are joined by commas.")]
+    value: Annotated[float, Meta(description="The customer's score: a probability, or an amount.")]
+    band: Annotated[str | None, Meta(description="The band that the value falls in; null if the score has none.")]
+    reasons: Annotated[list[Reason], Meta(description="The features that moved the value most, the strongest first.")]
+    as_of_date: Annotated[date, Meta(description="The score uses only what was known before this day.")]
+    model_version: int
+    generation: Annotated[str, Meta(description="The published bundle that this answer comes from.")]
+    scored_at: datetime
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """What generation.json says. `write` fills in `files`, and checks or fills in `rows`."""
+
+    format: int = FORMAT
+    generation: str
+    score: str
+    title: str
+    description: str
+    owner: str
+    email: str
+    kind: str
+    entity: tuple[str, ...]
+    as_of_date: date
+    fresh_for_days: float
+    today: date | None  # the project's fixed clock; None = the real one
+    model_version: int
+    bands: dict[str, float]  # name -> lowest value of the band
+    band_counts: dict[str, int]
+    metrics: dict[str, float]
+    baseline: dict[str, float]
+    rows: int = 0
+    published_at: datetime
+    files: dict[str, str] = {}  # name -> sha256
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def payload(customer: CustomerScore) -> bytes:
+    """The JSON of a customer, as it is stored and sent. Raises `PublicationError` if a number in it is not finite."""
+    if not (math.isfinite(customer.value) and all(math.isfinite(reason.contribution) for reason in customer.reasons)):
+        raise PublicationError(f"{customer.score}: customer '{customer.customer_id}' has a score that is not a number")
+    return _encoder.encode(customer)
+
+
+def customer_key(values: Sequence[object]) -> str:
+    """The id of a customer in URLs and stores: one value as it is, several joined by ",".
+
+    In several, "~" is written "~0" and "," is written "~1", much as in a JSON pointer (RFC 6901): an escape
+    with "%" would have to be encoded twice in a URL, and many clients don't.
+
+    Raises `BadCustomerId` if a part is missing.
+    """
+    if not values or any(value is None for value in values):
+        raise BadCustomerId(f"customer id {tuple(values)!r} lacks a part")
+    if len(values) == 1:
+        return str(values[0])
+    return ",".join(str(value).replace("~", "~0").replace(",", "~1") for value in values)
+
+
+def read_manifest(folder: Path) -> Generation:
+    """generation.json of a folder. Raises `CorruptGeneration` if it is not whole, or does not speak of this folder."""
+    where = f"{folder.parent.name}/{folder.name}"
+    try:
+        manifest = (folder / "generation.json").read_bytes()
+        checksum = (folder / "generation.json.sha256").read_text()
+    except FileNotFoundError as error:
+        name = Path(error.filename).name if folder.is_dir() else ""
+        raise CorruptGeneration(f"{where}/{name}: is missing") from None
+    except (OSError, ValueError) as error:
+        raise CorruptGeneration(f"{where}/generation.json: cannot be read: {error}") from error
+    if hashlib.sha256(manifest).hexdigest() != checksum.partition(" ")[0]:
+        raise CorruptGeneration(f"{where}/generation.json: its checksum is wrong: changed or incomplete")
+    try:
+        generation = msgspec.json.decode(manifest, type=Generation)
+    except msgspec.MsgspecError as error:
+        raise CorruptGeneration(f"{where}/generation.json: {error}") from error
+    for name, found, expected in (
+        ("format", generation.format, FORMAT),
+        ("score", generation.score, folder.parent.name),
+        ("generation", generation.generation, folder.name),
+    ):
+        if found != expected:
+            raise CorruptGeneration(f"{where}/generation.json: {name} is {found!r}, expected {expected!r}")
+    if "store.mdb" not in generation.files:
+        raise CorruptGeneration(f"{where}/generation.json: names no store.mdb")
+    return generation

@@ -1,0 +1,148 @@
+"""The pages for people: an overview of scores, one for each with a customer's lookup, and the reports. No scripts."""
+
+import asyncio
+import base64
+import gzip
+import hashlib
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from litestar import MediaType, Request, Response, Router, get
+from litestar.exceptions import NotFoundException
+from litestar.params import Parameter
+from litestar.response.base import ASGIResponse
+from markupsafe import Markup
+
+from serving.catalogue import Catalogue, Served
+from serving.generation import CustomerScore
+from serving.views import FILTERS, band_places, find_reports, reason_bars, report_file, scale, score_view
+
+TEMPLATES = Path(__file__).parent / "templates"
+EXAMPLES = 4  # customers that a score's page offers to look up
+
+_style = " ".join((TEMPLATES / "style.css").read_text().split())
+_style_hash = base64.b64encode(hashlib.sha256(_style.encode()).digest()).decode()
+_SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "X-Frame-Options": "DENY"}
+PAGE_HEADERS = _SAFE | {
+    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_style_hash}'; img-src data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+}
+# A report brings its own scripts: they run, shut off from this origin and from every other.
+REPORT_HEADERS = _SAFE | {
+    "Content-Security-Policy": "sandbox allow-scripts allow-downloads; default-src 'none'; "
+    "script-src 'unsafe-inline' 'unsafe-eval' data: blob:; style-src 'unsafe-inline' data:; img-src data: blob:; "
+    "font-src data:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+
+_templates = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
+)
+_templates.filters.update(FILTERS)
+_templates.globals.update(style=Markup(_style), version=version("scorehouse"))
+
+
+def _render(template: str, status_code: int = 200, **context: Any) -> Response[str]:
+    html = _templates.get_template(template).render(**context)
+    return Response(html, status_code=status_code, media_type=MediaType.HTML)
+
+
+def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
+    """The routes of the pages over a catalogue and a folder of reports."""
+
+    @get("/")
+    async def overview() -> Response[str]:
+        found = await asyncio.to_thread(find_reports, reports)
+        readiness = catalogue.readiness()
+        return _render(
+            "overview.html",
+            here="scores",
+            scores=[score_view(served.summary(), found) for served in catalogue.scores.values()],
+            readiness=readiness,
+            faults=[one.fault for one in readiness.scores if one.fault],
+        )
+
+    @get("/pages/{score:str}")
+    async def score_page(
+        request: Request[Any, Any, Any],
+        score: str,
+        customer_id: Annotated[str | None, Parameter(query="customer_id")] = None,
+    ) -> Response[str]:
+        found = await asyncio.to_thread(find_reports, reports)
+        served = catalogue.scores.get(score)  # read only after the last await: from here on nothing replaces the store
+        if served is None:
+            known = ", ".join(catalogue.scores) or "none yet"
+            return _render("not_found.html", 404, here="", detail=f"There is no score '{score[:100]}'. Known: {known}.")
+        asked = customer_id.strip() if customer_id else None
+        examples = _examples(served)
+        shown = asked or (examples[0].customer_id if examples else None)
+        stored = served.store.get(shown) if shown else None
+        customer = msgspec.json.decode(stored, type=CustomerScore) if stored else None
+        summary = served.summary()
+        return _render(
+            "score.html",
+            status_code=404 if asked and customer is None else 200,
+            here="scores",
+            view=score_view(summary, found),
+            places=band_places(summary),
+            fault=catalogue.faults.get(score),
+            clock=served.generation.today,
+            asked=asked,
+            customer=customer,
+            reasons=reason_bars(customer.reasons) if customer else [],
+            scale=scale(summary),
+            examples=[example.customer_id for example in examples],
+            curl_id=quote(customer.customer_id, safe=",") if customer else None,
+            base_url=str(request.base_url).rstrip("/"),
+            reports=[report for report in found if report.score == score][:5],
+        )
+
+    @get("/reports")
+    async def report_index() -> Response[str]:
+        titles = {name: served.generation.title for name, served in catalogue.scores.items()}
+        found = await asyncio.to_thread(find_reports, reports)
+        return _render("reports.html", here="reports", reports=found, titles=titles)
+
+    @get("/reports/{score:str}/{as_of_date:str}/{name:str}")
+    async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> ASGIResponse:
+        path = (reports or Path()) / score / as_of_date / name
+        if reports is None or report_file(path, score, as_of_date, name) is None:
+            raise NotFoundException(detail="There is no such report. See /reports.")
+        content, gzipped = await asyncio.to_thread(_read_report, path, path.stat().st_mtime_ns)
+        headers = REPORT_HEADERS | {"Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            content, headers = gzipped, headers | {"Content-Encoding": "gzip"}
+        return ASGIResponse(body=content, media_type=MediaType.HTML, headers=headers)
+
+    return [
+        Router(
+            "/",
+            route_handlers=[overview, score_page, report_index],
+            include_in_schema=False,
+            response_headers=PAGE_HEADERS,
+        ),
+        Router("/", route_handlers=[report], include_in_schema=False),
+    ]
+
+
+def _examples(served: Served) -> list[CustomerScore]:
+    """A few customers to look up, from the highest score down over the whole range."""
+    sample = [msgspec.json.decode(stored, type=CustomerScore) for _, stored in served.store.sample(24)]
+    sample.sort(key=lambda customer: (-customer.value, customer.customer_id))
+    return sample[:: max(1, len(sample) // EXAMPLES)][:EXAMPLES]
+
+
+@lru_cache(maxsize=8)
+def _read_report(path: Path, modified_ns: int) -> tuple[bytes, bytes]:
+    """A report as it is and gzipped; kept while the file is unchanged."""
+    content = path.read_bytes()
+    return content, gzip.compress(content, 6)

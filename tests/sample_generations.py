@@ -1,0 +1,108 @@
+"""Small generations for the tests of serving, published the way a real publisher does.
+
+Run as a program it is a publisher that stops at a chosen point, says so, and waits to be killed:
+`python tests/sample_generations.py <root> <generation> <mid_write|before_rename|before_flip|mid_flip>`.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from serving.store import CustomerScore, Generation, Reason, customer_key, flip, payload, write
+
+PUBLISHED = datetime(2024, 3, 5, 6, 0, tzinfo=UTC)
+BANDS = {"high": 0.6, "medium": 0.3, "low": 0.0}
+
+
+def a_generation(name: str = "g1", **changes: Any) -> Generation:
+    facts: dict[str, Any] = {
+        "generation": name,
+        "score": "churn",
+        "title": "Churn",
+        "description": "Probability that a customer leaves in the next 28 days.",
+        "owner": "CRM analytics",
+        "email": "crm@example.com",
+        "kind": "probability",
+        "entity": ("customer_id",),
+        "as_of_date": date(2024, 3, 4),
+        "fresh_for_days": 8,
+        "today": date(2024, 3, 6),
+        "model_version": 1,
+        "bands": BANDS,
+        "band_counts": {"high": 20, "medium": 30, "low": 50},
+        "metrics": {"roc_auc": 0.8812, "log_loss": 0.3104},
+        "baseline": {"roc_auc": 0.8107, "log_loss": 0.4479},
+        "published_at": PUBLISHED,
+    }
+    return Generation(**facts | changes)
+
+
+def a_customer(generation: Generation, customer_id: str, value: float = 0.5) -> bytes:
+    band = next((band for band, lowest in generation.bands.items() if value >= lowest), None)
+    reasons = [
+        Reason(feature="days_since_last_visit", value="41", contribution=0.8125),
+        Reason(feature="visits_28d_count", value="3", contribution=-0.25),
+        Reason(feature="favourite_colour", value=None, contribution=0.0625),
+    ]
+    return payload(
+        CustomerScore(
+            score=generation.score,
+            customer_id=customer_id,
+            value=value,
+            band=band,
+            reasons=reasons,
+            as_of_date=generation.as_of_date,
+            model_version=generation.model_version,
+            generation=generation.generation,
+            scored_at=PUBLISHED,
+        )
+    )
+
+
+def customers(generation: Generation, ids: list[str] | None = None, rows: int = 100) -> Iterator[tuple[str, bytes]]:
+    known = ids if ids is not None else [customer_key([number]) for number in range(rows)]
+    for place, customer_id in enumerate(sorted(known, key=str.encode)):
+        yield customer_id, a_customer(generation, customer_id, (place % 10) / 10)
+
+
+def publish(root: Path, name: str = "g1", ids: list[str] | None = None, rows: int = 100, **changes: Any) -> Path:
+    """Write a generation and make it current, and give its folder."""
+    generation = a_generation(name, **changes)
+    card = root.parent / "card.json"
+    card.parent.mkdir(parents=True, exist_ok=True)
+    card.write_text("{}")
+    folder = write(root, generation, customers(generation, ids, rows), {"card.json": card})
+    flip(root, generation.score, name)
+    return folder
+
+
+def _stop(point: str) -> None:
+    print(point, flush=True)
+    time.sleep(60)
+
+
+def _publish_until(root: Path, name: str, point: str) -> None:
+    generation = a_generation(name)
+
+    def rows() -> Iterator[tuple[str, bytes]]:
+        for number, pair in enumerate(customers(generation, rows=50_000)):
+            if number == 30_000 and point == "mid_write":  # the first transaction is committed by then
+                _stop(point)
+            yield pair
+
+    if point == "before_rename":
+        os.rename = lambda *_: _stop(point)  # type: ignore[assignment]
+    if point == "mid_flip":
+        os.replace = lambda *_: _stop(point)  # type: ignore[assignment]
+    write(root, generation, rows(), {})
+    if point == "before_flip":
+        _stop(point)
+    flip(root, generation.score, name)
+
+
+if __name__ == "__main__":
+    _publish_until(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

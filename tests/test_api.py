@@ -1,0 +1,456 @@
+"""The API as an application sees it: in process, and over HTTP under the real server."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+import pytest
+from litestar import Litestar
+from litestar.testing import TestClient
+
+from serving.answers import CustomerAnswer, Problem, Readiness, Scores, ScoreSummary
+from serving.app import create_app
+from serving.store import customer_key, flip
+from tests import sample_generations
+from tests.sample_generations import publish
+
+Client = TestClient[Litestar]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "generations"
+
+
+@pytest.fixture
+def client(root: Path) -> Iterator[Client]:
+    with TestClient(create_app(root, root.parent / "reports", look_every=0.02)) as client:
+        yield client
+
+
+def eventually(check: Callable[[], bool], seconds: float = 2.0) -> float:
+    """Wait until something holds, and give the seconds that took."""
+    start = time.monotonic()
+    while not check():
+        assert time.monotonic() - start < seconds, "it never came true"
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+def test_a_customer_is_answered_exactly_as_documented(root: Path) -> None:
+    publish(root)
+    with TestClient(create_app(root)) as client:
+        answer = client.get("/scores/churn/customers/42")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/json"
+        decoded = msgspec.json.decode(answer.content, type=CustomerAnswer, strict=True)
+        assert msgspec.json.encode(decoded) == answer.content, "no field more, none less, none in another form"
+        assert (decoded.score, decoded.customer_id, decoded.generation) == ("churn", "42", "g1")
+        assert decoded.reasons[0].feature == "days_since_last_visit"
+
+        document = client.get("/openapi.json").json()
+        operation = document["paths"]["/scores/{score}/customers/{customer_id}"]["get"]
+        schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+        properties = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+        assert list(properties) == list(answer.json())
+        example = next(iter(operation["responses"]["200"]["content"]["application/json"]["examples"].values()))["value"]
+        msgspec.convert(example, CustomerAnswer)
+        assert list(example) == list(properties)
+
+
+def test_the_catalogue_lists_each_score_with_what_is_served(root: Path) -> None:
+    publish(root)
+    publish(root, score="upsell", title="Upsell", bands={}, band_counts={}, rows=3)
+    with TestClient(create_app(root)) as client:
+        scores = msgspec.json.decode(client.get("/scores").content, type=Scores).scores
+        assert [score.name for score in scores] == ["churn", "upsell"]
+        one = msgspec.json.decode(client.get("/scores/churn").content, type=ScoreSummary)
+        assert one == scores[0]
+        assert (one.customers, one.generation, one.model_version) == (100, "g1", 1)
+        assert one.metrics["roc_auc"] > one.baseline["roc_auc"]
+
+
+@pytest.mark.parametrize(
+    ("fresh_for_days", "today", "stale"),
+    [
+        (8, date(2024, 3, 12), False),
+        (8, date(2024, 3, 13), True),
+        (8.5, date(2024, 3, 12), False),
+        (0, date(2024, 3, 4), False),
+    ],
+)
+def test_a_fixed_clock_decides_freshness(root: Path, fresh_for_days: float, today: date, stale: bool) -> None:
+    publish(root, fresh_for_days=fresh_for_days, today=today)
+    with TestClient(create_app(root)) as client:
+        assert client.get("/scores/churn/customers/1").json()["stale"] is stale
+        assert client.get("/scores/churn").json()["freshness"] == ("stale" if stale else "fresh")
+
+
+def test_without_a_fixed_clock_a_score_turns_stale_at_midnight_utc(root: Path) -> None:
+    publish(root, today=None)
+    now = [datetime(2024, 3, 12, 23, 59, 59, tzinfo=UTC).timestamp()]
+    with TestClient(create_app(root, clock=lambda: now[0])) as client:
+        assert client.get("/scores/churn/customers/1").json()["stale"] is False
+        assert client.get("/scores/churn").json()["fresh_until"] == "2024-03-12"
+        now[0] += 1
+        assert client.get("/scores/churn/customers/1").json()["stale"] is True
+        assert client.get("/scores/churn").json()["freshness"] == "stale"
+        assert client.get("/health/ready").json()["scores"][0]["freshness"] == "stale"
+
+
+def test_a_404_says_whether_the_score_or_the_customer_is_unknown(root: Path) -> None:
+    publish(root)
+    publish(root, score="upsell")
+    with TestClient(create_app(root)) as client:
+        for path in ("/scores/nonsense", "/scores/nonsense/customers/1"):
+            answer = client.get(path)
+            assert answer.status_code == 404
+            assert answer.headers["content-type"] == "application/problem+json"
+            problem = msgspec.json.decode(answer.content, type=Problem)
+            assert problem.detail == "Unknown score 'nonsense'. Known scores: churn, upsell."
+            assert problem.known_scores == ["churn", "upsell"]
+        problem = msgspec.json.decode(client.get("/scores/churn/customers/nobody").content, type=Problem)
+        assert problem.detail.startswith("Unknown customer 'nobody' of score 'churn', which has 100 customers as of")
+        assert (problem.status, problem.title, problem.known_scores) == (404, "Not Found", ["churn", "upsell"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("POST", "/scores", 405),
+        ("GET", "/scores/churn/customers", 404),
+        ("GET", "/docs/x", 404),
+    ],
+)
+def test_every_error_is_a_problem(client: Client, method: str, path: str, status: int) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    if path != "/docs/x":
+        assert answer.headers["content-type"] == "application/problem+json"
+        problem = msgspec.json.decode(answer.content, type=Problem)
+        assert problem.status == status
+        assert problem.detail
+
+
+def test_a_fault_inside_shows_nothing_of_the_inside(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(root)
+    monkeypatch.setattr("serving.catalogue.Served.customer", lambda *_: 1 / 0)
+    with TestClient(create_app(root), raise_server_exceptions=False) as client:
+        answer = client.get("/scores/churn/customers/1")
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "title": "Internal Server Error",
+        "status": 500,
+        "detail": "The fault is in the server's log.",
+    }
+
+
+def test_before_the_first_publication_it_says_what_to_do_and_then_serves_without_a_restart(
+    root: Path, client: Client
+) -> None:
+    assert client.get("/health/live").json() == {"status": "alive"}
+    assert client.get("/scores").json() == {"scores": []}
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    assert "make run" in answer.json()["detail"]
+    assert client.get("/scores/churn").json()["detail"] == "Unknown score 'churn'. Known scores: none yet."
+    publish(root)
+    eventually(lambda: client.get("/health/ready").status_code == 200)
+    assert client.get("/scores/churn/customers/1").status_code == 200
+
+
+def test_a_corrupt_new_generation_is_not_served_and_named_until_it_is_mended(
+    root: Path, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(root, "g1")
+    eventually(lambda: client.get("/health/ready").status_code == 200)
+    shutil.copytree(root / "churn" / "g1", root / "churn" / "g2")
+    flip(root, "churn", "g2")
+
+    def ready() -> Readiness:
+        return msgspec.json.decode(client.get("/health/ready").content, type=Readiness)
+
+    eventually(lambda: ready().status == "degraded")
+    assert client.get("/health/ready").status_code == 200, "it serves on: no load balancer should drop it"
+    assert ready().scores[0].generation == "g1"
+    fault = "churn/g2/generation.json: generation is 'g1', expected 'g2'"
+    assert ready().scores[0].fault == fault
+    assert client.get("/scores/churn/customers/1").json()["generation"] == "g1"
+    assert [record.message for record in caplog.records].count(f"{fault}; g1 is served on") == 1
+    publish(root, "g3")
+    eventually(lambda: ready().status == "ready")
+    assert client.get("/scores/churn/customers/1").json()["generation"] == "g3"
+
+
+def test_one_corrupt_score_does_not_stop_the_others(root: Path) -> None:
+    publish(root)
+    publish(root, score="upsell")
+    (root / "upsell" / "CURRENT").write_text("../churn/g1\n")
+    with TestClient(create_app(root)) as client:
+        assert [score["name"] for score in client.get("/scores").json()["scores"]] == ["churn"]
+        answer = client.get("/health/ready")
+        assert answer.status_code == 503
+        assert answer.json()["scores"][1] == {
+            "score": "upsell",
+            "generation": None,
+            "as_of_date": None,
+            "freshness": None,
+            "fault": "upsell/CURRENT: '../churn/g1' is no name of a generation",
+        }
+
+
+def test_a_rollback_and_a_removed_folder_leave_lookups_working(root: Path, client: Client) -> None:
+    publish(root, "g1")
+    publish(root, "g2")
+    eventually(lambda: client.get("/scores").json()["scores"] != [])
+    flip(root, "churn", "g1")
+    eventually(lambda: client.get("/scores/churn").json()["generation"] == "g1")
+    shutil.rmtree(root / "churn")
+    eventually(lambda: client.get("/health/ready").json()["status"] == "degraded")
+    assert client.get("/scores/churn/customers/1").json()["generation"] == "g1"
+
+
+def test_the_docs_refer_to_nothing_outside(client: Client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "//" not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png", "start.js"):
+        assert f"/docs/files/{name}" in page.text
+        file = client.get(f"/docs/files/{name}", headers={"accept-encoding": "gzip"})
+        assert file.status_code == 200
+        assert file.headers["content-encoding"] == "gzip"
+        assert file.content == client.get(f"/docs/files/{name}", headers={"accept-encoding": "identity"}).content
+    assert client.get("/docs/files/index.html").status_code == 404
+    assert set(client.get("/openapi.json").json()["paths"]) == {
+        "/scores",
+        "/scores/{score}",
+        "/scores/{score}/customers/{customer_id}",
+        "/health/live",
+        "/health/ready",
+    }
+
+
+# Under the real server ------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """`python -m serving` over a folder of data, and requests to it as they are written, with no client's tidying."""
+
+    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def is_ready(self) -> bool:
+        try:
+            return self.get("/health/ready")[0] == 200
+        except OSError:
+            return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(data: Path, *arguments: str) -> "subprocess.Popen[str]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SCOREHOUSE_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "serving", "--data", str(data), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+@contextmanager
+def serving(data: Path) -> Iterator[Server]:
+    port = free_port()
+    process = start(data, "--port", str(port), "--workers", "2")
+    server = Server(process, port)
+    try:
+        eventually(server.is_ready, 20)
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def odd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    data = tmp_path_factory.mktemp("odd")
+    ids = ["a", "a/b", "a//b", "..", ".", "é", "日本", "🙂", " ", "a b", "a?b#c", "a%2Fb", "x" * 511, "\x7f", "+"]
+    ids += [customer_key(["north", "a,b%"]), customer_key(["north", 7])]
+    publish(data / "generations", ids=ids)
+    with serving(data) as server:
+        server.ids = ids  # type: ignore[attr-defined]
+        yield server
+
+
+def test_every_published_id_can_be_asked_for_however_odd(odd_server: Server) -> None:
+    for customer_id in odd_server.ids:  # type: ignore[attr-defined]
+        status, body = odd_server.get("/scores/churn/customers/" + quote(customer_id, safe=""))
+        assert status == 200, customer_id
+        assert json.loads(body)["customer_id"] == customer_id
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/", "//", "%00", "a%00b", "%FF%FE", "%2e%2e%2f%2e%2e", "../../scores", "%", "%zz", "%ED%A0%80"),
+        *("x" * 512, "x" * 20_000, "%F0%9F%99%82" * 200, "nobody", "north,8", "north,a%2Cb%25", "a%2525"),
+    ],
+)
+def test_an_id_that_is_no_customer_is_a_clean_404(odd_server: Server, path: str) -> None:
+    status, body = odd_server.get("/scores/churn/customers/" + path)
+    problem = msgspec.json.decode(body, type=Problem)
+    assert (status, problem.status) == (404, 404)
+    assert len(problem.detail) < 400
+
+
+def test_publications_under_load_fail_no_request_and_are_seen_within_a_second(tmp_path: Path) -> None:
+    root = tmp_path / "generations"
+    publish(root, "g1", rows=20_000)
+    stop = threading.Event()
+    failures: list[str] = []
+    requests: list[int] = []
+    seen: set[str] = set()
+
+    def ask(port: int, first: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        done = 0
+        while not stop.is_set():
+            customer_id = str((first + 7 * done) % 20_000)
+            try:
+                connection.request("GET", f"/scores/churn/customers/{customer_id}")
+                response = connection.getresponse()
+                answer = msgspec.json.decode(response.read(), type=CustomerAnswer)
+                if response.status != 200 or answer.customer_id != customer_id:
+                    failures.append(f"{response.status} {answer}")
+                seen.add(answer.generation)
+            except Exception as error:
+                failures.append(repr(error))
+                connection.close()
+            done += 1
+        requests.append(done)
+        connection.close()
+
+    with serving(tmp_path) as server:
+        threads = [threading.Thread(target=ask, args=(server.port, 1000 * number)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for name in ("g2", "g3", "g4"):
+                arguments = [sys.executable, sample_generations.__file__, str(root), f"{name}killed", "mid_write"]
+                with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as killed:
+                    assert killed.stdout
+                    assert killed.stdout.readline() == "mid_write\n"
+                    killed.kill()
+                publish(root, name, rows=20_000)
+                waited = eventually(lambda name=name: all(current_generation(server) == name for _ in range(8)), 5)  # type: ignore[misc]
+                assert waited < 1.5, "a second, and some for a busy machine"
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert failures == []
+    assert seen == {"g1", "g2", "g3", "g4"}
+    assert sum(requests) > 300
+
+
+def current_generation(server: Server) -> str:
+    generation: str = json.loads(server.get("/scores/churn")[1])["generation"]
+    return generation
+
+
+def test_it_says_what_it_serves_and_stops_when_told(tmp_path: Path) -> None:
+    publish(tmp_path / "generations")
+    port = free_port()
+    process = start(tmp_path, "--port", str(port), "--workers", "1")
+    server = Server(process, port)
+    try:
+        eventually(server.is_ready, 20)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert "churn: 100 customers as of 2024-03-04, generation g1" in output
+    assert f"http://127.0.0.1:{port}/scores, described at http://127.0.0.1:{port}/docs" in output
+    assert "Traceback" not in output
+    assert process.returncode == 0
+
+
+def test_a_killed_server_leaves_no_worker_on_its_port(tmp_path: Path) -> None:
+    port = free_port()
+    process = start(tmp_path, "--port", str(port))
+    server = Server(process, port)
+    eventually(lambda: _answers(server), 20)
+    process.kill()
+    process.communicate()
+    eventually(lambda: not _answers(server), 5)
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return server.get("/health/live")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "Refused to serve on 0.0.0.0: there are no API keys yet"),
+        (["--host", "::"], "Refused to serve on ::: there are no API keys yet"),
+        (["--host", "example"], "host 'example' is no IP address."),
+        (["--port", "none"], "port 'none' is no number from 1 to 65535."),
+        (["--workers", "0"], "workers '0' is no number from 1 to 64."),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    output, _ = (process := start(tmp_path, *arguments)).communicate(timeout=20)
+    assert process.returncode == 1
+    assert output.startswith(message)
+    assert output.count("\n") == 1
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        output, _ = (process := start(tmp_path, "--port", str(port))).communicate(timeout=20)
+    assert process.returncode == 1
+    assert output.startswith(f"Port {port} of 127.0.0.1 cannot be had (Address already in use).")
+    assert output.count("\n") == 1
