@@ -1,0 +1,41 @@
+"""Everything Dagster sees, derived from the dbt project that `SCOREHOUSE_PROJECT` names."""
+
+import dagster as dg
+
+from orchestration.automation import daily, everything
+from orchestration.loading import raw_asset
+from orchestration.monitoring import drift_asset
+from orchestration.project import Paths, load_project, paths, prepare_manifest, read_manifest
+from orchestration.publishing import generation_asset
+from orchestration.scoring import predictions_asset
+from orchestration.training import training_assets
+from orchestration.transforming import asset_keys, dbt_resource, transformed_assets
+
+
+def define(where: Paths) -> dg.Definitions:
+    """What a dbt project declares, as Dagster sees it: raw tables, models, and each score's way to its generation."""
+    project = load_project(where)
+    manifest = read_manifest(prepare_manifest(where))
+    keys = asset_keys(manifest)
+    assets = [raw_asset(source, keys[source.id], where) for source in project.sources]
+    assets.append(transformed_assets(manifest, where))
+    for score in project.scores:
+        features, label = keys[score.features_id], keys[score.label_id]
+        assets += training_assets(score, features, label, project, where)
+        assets += [
+            predictions_asset(score, features, where),
+            generation_asset(score, project, where),
+            drift_asset(score, where),
+        ]
+    return dg.Definitions(
+        assets=assets,
+        jobs=[everything],
+        schedules=[daily],
+        resources={"dbt": dbt_resource(where)},
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    return define(paths())

@@ -1,0 +1,133 @@
+"""Watches a score: the drift of its newest customers against the champion's training data, as a report to read."""
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ml.declarations import Score
+from orchestration import warehouse
+from orchestration.project import Paths
+from orchestration.training import SEED, ScoringError, current_champion, model_folder, training_set_file
+from orchestration.warehouse import Connection
+
+# Rows of either side that the report reads: enough to see a shift of a few percent, few enough for any table's size.
+SAMPLED = 2000
+
+
+def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str, Any]:
+    """Writes the drift report of the newest as-of date, unless it is there; its path, metrics, whether it is new.
+
+    The reference is the champion's own training set, scored by it. The files are drift.html and drift.json in
+    `reports/<score>/<as-of date>`.
+    Raises `ScoringError` if the score has no predictions.
+    """
+    champion = current_champion(connection, score)
+    if not warehouse.exists(connection, "predictions", score.name):
+        raise ScoringError(f"score '{score.name}': has no predictions yet; materialize predictions/{score.name} first")
+    predictions, as_of, keys = (
+        warehouse.name("predictions", score.name),
+        warehouse.name(score.as_of),
+        (*score.entity, score.as_of),
+    )
+    (newest,) = warehouse.one(
+        connection, f"select max(as_of_date) from {predictions} where model_version = ?", [champion["version"]]
+    )
+    day = newest.date() if isinstance(newest, datetime) else newest
+    features = [column.name for column in score.columns]
+    same_entity = " and ".join(
+        f"predictions.{column} = features.{column}" for column in map(warehouse.name, score.entity)
+    )
+    current_query = f"""
+        select {warehouse.names(features, "features")}, predictions.score
+        from {warehouse.name(score.features_schema, score.features)} as features
+        inner join {predictions} as predictions
+            on predictions.as_of_date = features.{as_of} and {same_entity}
+        where predictions.model_version = {champion["version"]} and features.{as_of} = '{newest}'
+        order by hash({warehouse.names(score.entity, "features")}), {warehouse.names(score.entity, "features")}
+        limit {SAMPLED}
+    """
+    frozen = warehouse.literal(str(training_set_file(where.training_sets, score, champion["training_set"])))
+    reference_query = f"""
+        select {warehouse.names([*keys, *features])} from read_parquet({frozen})
+        where {as_of}::date <= date '{champion["train_to"]}'
+        order by hash({warehouse.names(keys)}), {warehouse.names(keys)}
+        limit {SAMPLED}
+    """
+    _, content = warehouse.content_hash(connection, current_query)
+    of = hashlib.sha256(
+        f"{champion['version']} {champion['training_set']} {content} {SAMPLED} {SEED}".encode()
+    ).hexdigest()
+    folder = where.reports / score.name / str(day)
+    html, figures = folder / "drift.html", folder / "drift.json"
+    if html.is_file() and figures.is_file() and (known := json.loads(figures.read_bytes()))["of"] == of:
+        return {"path": html, "day": day, **known, "changed": False}
+
+    import pyarrow as pa
+
+    from ml import prediction, registry
+    from reports.drift import drift_report
+
+    model = registry.load(model_folder(where.models, score, champion["version"]))
+    reference: pa.Table = connection.execute(reference_query).to_arrow_table()
+    scored = prediction.score_rows(model, reference)
+    reference = reference.drop_columns(list(keys)).append_column("score", pa.array(scored))
+    report = drift_report(
+        reference,
+        connection.execute(current_query).to_arrow_table(),
+        title=f"{score.title}: drift at {day}",
+        columns={
+            column.name: "category" if column.type in ("category", "boolean") else "number"
+            for column in model.card.encoder.columns
+        },
+        prediction="score",
+        reference_name=f"{reference.num_rows:,} of {champion['train_rows']:,} rows version {champion['version']}"
+        f" learned from, {champion['train_from']} to {champion['train_to']}",
+        current_name=f"the customers scored at {day}",
+        sample=SAMPLED,
+        seed=SEED,
+    )
+    known = {"of": of, "model_version": champion["version"], "metrics": report.metrics}
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(html, report.html)
+    _replace(figures, json.dumps(known, indent=1, default=str))
+    return {"path": html, "day": day, **known, "changed": True}
+
+
+def _replace(file: Path, text: str) -> None:
+    staged = file.with_name(f".{file.name}")
+    staged.write_text(text)
+    staged.rename(file)
+
+
+def drift_asset(score: Score, where: Paths) -> dg.AssetsDefinition:
+    """The asset of a score's drift report."""
+
+    @dg.asset(
+        key=["reports", f"{score.name}_drift"],
+        deps=[dg.AssetKey(["predictions", score.name])],
+        group_name=score.name,
+        owners=[score.email] if score.email else [],
+        kinds={"evidently"},
+        description=f"How the customers that `{score.name}` scores now differ from those its model learned from.",
+        pool="warehouse",
+    )
+    def drift(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        with warehouse.open_warehouse(where.warehouse) as connection:
+            report = report_drift(connection, score, where)
+        return dg.MaterializeResult(
+            metadata={
+                "report": dg.MetadataValue.url(
+                    f"http://127.0.0.1:8000/reports/{score.name}/{report['day']}/drift.html"
+                ),
+                "path": dg.MetadataValue.path(str(report["path"])),
+                "as-of date": str(report["day"]),
+                "figures": dg.MetadataValue.json(report["metrics"]),
+                "changed": report["changed"],
+            }
+        )
+
+    return drift

@@ -1,0 +1,168 @@
+"""Where everything is, and the dbt project as the engine reads it: the manifest is prepared here, once per change."""
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from ml.declarations import DeclarationError, Project, read_project
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DBT = Path(sys.executable).parent / "dbt"
+# What can change the manifest. A dbt project's folder may also hold data, which is not read here.
+PARSED = {".sql", ".yml", ".yaml", ".md", ".csv", ".py"}
+
+
+class ProjectError(RuntimeError):
+    """The dbt project can't be read: which folder, why, and what to do."""
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """The dbt project's folder and the data folder, the only one that is written to."""
+
+    project: Path
+    data: Path
+
+    @property
+    def warehouse(self) -> Path:
+        return self.data / "warehouse.duckdb"
+
+    @property
+    def training_sets(self) -> Path:
+        return self.data / "training_sets"
+
+    @property
+    def models(self) -> Path:
+        return self.data / "models"
+
+    @property
+    def generations(self) -> Path:
+        return self.data / "generations"
+
+    @property
+    def reports(self) -> Path:
+        return self.data / "reports"
+
+    @property
+    def logs(self) -> Path:
+        return self.data / "logs"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.data / "dagster"
+
+    @property
+    def dbt_target(self) -> Path:
+        return self.data / "dbt" / "target"
+
+
+def paths() -> Paths:
+    """The folders of `SCOREHOUSE_PROJECT` and `SCOREHOUSE_DATA`, by default `dbt_project` and `data` of the repository.
+
+    The environment of this process and its children is set to match, so that dbt and Dagster write nowhere else.
+    Raises `ProjectError` if the project's folder has no dbt_project.yml.
+    """
+    project = Path(os.environ.get("SCOREHOUSE_PROJECT") or REPOSITORY / "dbt_project").resolve()
+    data = Path(os.environ.get("SCOREHOUSE_DATA") or REPOSITORY / "data").resolve()
+    found = Paths(project=project, data=data)
+    if not (project / "dbt_project.yml").is_file():
+        raise ProjectError(
+            f"{project}: no dbt_project.yml there; set SCOREHOUSE_PROJECT to the folder of a dbt project"
+        )
+    os.environ |= {
+        "SCOREHOUSE_PROJECT": str(project),
+        "SCOREHOUSE_DATA": str(data),
+        "DBT_TARGET_PATH": str(found.dbt_target),
+        "DBT_LOG_PATH": str(data / "dbt" / "logs"),
+        "DBT_PROFILES_DIR": str(project),
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "DO_NOT_TRACK": "1",
+        "DAGSTER_HOME": str(found.dagster_home),
+    }
+    return found
+
+
+@contextmanager
+def exclusively(lock: Path) -> Iterator[None]:
+    """Waits for and holds a lock that the kernel frees when its process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def prepare_manifest(where: Paths) -> Path:
+    """The path of the project's manifest.json, parsed by dbt if any file it is made of has changed since.
+
+    Raises `ProjectError` with dbt's own words if dbt can't parse the project.
+    """
+    manifest, mark = where.dbt_target / "manifest.json", where.dbt_target / "manifest.of"
+    with exclusively(where.data / "dbt" / "manifest.lock"):
+        current = _fingerprint(where)
+        if manifest.is_file() and mark.is_file() and mark.read_text() == current:
+            return manifest
+        arguments = [
+            str(DBT),
+            "--quiet",
+            "parse",
+            "--project-dir",
+            str(where.project),
+            "--profiles-dir",
+            str(where.project),
+        ]
+        parsed = subprocess.run(arguments, cwd=where.project, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if parsed.returncode != 0:
+            raise ProjectError(
+                f"{where.project}: dbt can't parse the project:\n{(parsed.stdout + parsed.stderr).strip()}"
+            )
+        mark.write_text(current)
+        return manifest
+
+
+def _fingerprint(where: Paths) -> str:
+    found = hashlib.sha256(str(where).encode())
+    for folder, below, files in os.walk(where.project):
+        below[:] = sorted(name for name in below if name not in ("target", "logs", "dbt_packages"))
+        for name in sorted(files):
+            if Path(name).suffix in PARSED:
+                file = Path(folder) / name
+                found.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def read_manifest(manifest: Path) -> dict[str, Any]:
+    return json.loads(manifest.read_bytes())  # type: ignore[no-any-return]
+
+
+def load_project(where: Paths) -> Project:
+    """The project's declarations, from an up-to-date manifest.
+
+    Raises `ProjectError` if dbt can't parse the project, `DeclarationError` if a declaration is wrong.
+    """
+    variables = yaml.safe_load((where.project / "dbt_project.yml").read_text()).get("vars") or {}
+    return read_project(read_manifest(prepare_manifest(where)), variables, where.project.name)
+
+
+def main() -> None:
+    """Checks the declarations, for `make check`: what they declare, or every mistake and exit code 1."""
+    try:
+        project = load_project(paths())
+    except (ProjectError, DeclarationError) as error:
+        sys.exit(str(error))
+    print(
+        f"{project.name}: {len(project.sources)} sources to load,"
+        f" scores: {', '.join(score.name for score in project.scores)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Publishes a score: the newest predictions become a generation, checked against the warehouse before it is served."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ml.declarations import Project, Score
+from orchestration import warehouse
+from orchestration.project import Paths
+from orchestration.training import ScoringError, current_champion, engine, model_folder
+from orchestration.warehouse import Connection
+
+KEPT_GENERATIONS = 3
+COMPARED = 1000
+
+
+class PublishedDiffers(RuntimeError):
+    """What was written for publication is not what the warehouse holds: score, customer, both values."""
+
+
+def published_key(score: Score) -> str:
+    """SQL of the customer's id as applications write it: the text that `serving.store.customer_key` makes of a row."""
+    texts = [f"cast({warehouse.name(column)} as varchar)" for column in score.entity]
+    if len(texts) == 1:
+        return texts[0]
+    return " || ',' || ".join(f"replace(replace({text}, '~', '~0'), ',', '~1')" for text in texts)
+
+
+def publish(connection: Connection, score: Score, project: Project, where: Paths) -> dict[str, Any]:
+    """Publishes the champion's scores of the newest as-of date, if they are not what is served already.
+
+    Writes a new generation beside the served one, verifies it, compares it with the warehouse, and only then flips
+    CURRENT. Returns what is served: generation, as_of_date, rows, compared, changed. Raises `ScoringError` if there are
+    no predictions, or two for a customer, `PublishedDiffers` if what was written is not what the warehouse holds; the
+    old generation then serves on.
+    """
+    from serving import store
+
+    champion = current_champion(connection, score)
+    if not warehouse.exists(connection, "predictions", score.name):
+        raise ScoringError(f"score '{score.name}': has no predictions yet; materialize predictions/{score.name} first")
+    version = champion["version"]
+    predictions = warehouse.name("predictions", score.name)
+    (newest,) = warehouse.one(connection, f"select max(as_of_date) from {predictions} where model_version = {version}")
+    if newest is None:
+        raise ScoringError(
+            f"score '{score.name}': version {version} has scored nobody; are there rows in {score.features}"
+            f" after {champion['train_to']}?"
+        )
+    of_newest = f"from {predictions} where model_version = {version} and as_of_date = '{newest}'"
+    rows, ids = warehouse.one(connection, f"select count(*), count(distinct {published_key(score)}) {of_newest}")
+    if rows != ids:
+        raise ScoringError(
+            f"score '{score.name}': {rows - ids} customers appear twice in {predictions} at {newest};"
+            f" is {', '.join(score.entity)} a key of {score.features}?"
+        )
+    band_counts = dict(
+        connection.execute(f"select band, count(*) {of_newest} and band is not null group by 1").fetchall()
+    )
+    _, content = warehouse.content_hash(connection, f"select * exclude (scored_at) {of_newest}")
+    card = json.loads((model_folder(where.models, score, version) / "card.json").read_bytes())
+    told = {
+        "score": score.name,
+        "title": score.title,
+        "description": score.description,
+        "owner": score.owner,
+        "email": score.email,
+        "kind": score.kind,
+        "entity": score.entity,
+        "as_of_date": newest.date() if isinstance(newest, datetime) else newest,
+        "fresh_for_days": score.fresh_for_days,
+        "today": project.today,
+        "model_version": version,
+        "bands": score.bands,
+        "band_counts": {band: band_counts.get(band, 0) for band in score.bands},
+        "metrics": card["metrics"],
+        "baseline": card["baseline"],
+        "rows": rows,
+    }
+    digest = hashlib.sha256(json.dumps([told, content, engine()], default=str).encode()).hexdigest()
+    generation = store.Generation(
+        generation=f"{told['as_of_date']}-v{version}-{digest[:8]}", published_at=datetime.now(UTC), **told
+    )
+    folder = where.generations / score.name / generation.generation
+    served = {
+        "generation": generation.generation,
+        "as_of_date": told["as_of_date"],
+        "rows": rows,
+        "model_version": version,
+    }
+    sound = _is_sound(folder)
+    if sound and _current(where, score) == generation.generation:
+        return {**served, "compared": _compare(connection, score, folder, of_newest), "changed": False}
+
+    if not sound:
+        shutil.rmtree(folder, ignore_errors=True)
+        model = model_folder(where.models, score, version)
+        attached = {file: model / file for file in ("model.cbm", "card.json")}
+        customers = _customers(connection, score, generation, f"{of_newest} order by customer_key")
+        store.write(where.generations, generation, customers, attached)
+        store.verify(folder)
+    compared = _compare(connection, score, folder, of_newest)
+    store.flip(where.generations, score.name, generation.generation)
+    store.prune(where.generations, score.name, keep=KEPT_GENERATIONS)
+    return {**served, "compared": compared, "changed": True}
+
+
+def _is_sound(folder: Path) -> bool:
+    from serving import store
+
+    try:
+        store.verify(folder)
+    except store.CorruptGeneration:
+        return False
+    return True
+
+
+def _current(where: Paths, score: Score) -> str | None:
+    """The generation served; None where there is none or CURRENT is damaged, which the next flip mends."""
+    from serving import store
+
+    try:
+        return store.current(where.generations, score.name)
+    except store.CorruptGeneration:
+        return None
+
+
+def _customers(connection: Connection, score: Score, generation: Any, of_rows: str) -> Iterator[tuple[str, bytes]]:
+    """The (id, JSON) of each customer, streamed from the warehouse."""
+    from serving import store
+
+    for batch in warehouse.batches(
+        connection, f"select {published_key(score)} as customer_key, score, band, reasons, scored_at {of_rows}"
+    ):
+        for row in batch.to_pylist():
+            customer = store.CustomerScore(
+                score=score.name,
+                customer_id=row["customer_key"],
+                value=row["score"],
+                band=row["band"],
+                reasons=[store.Reason(**reason) for reason in row["reasons"]],
+                as_of_date=generation.as_of_date,
+                model_version=generation.model_version,
+                generation=generation.generation,
+                scored_at=row["scored_at"],
+            )
+            yield row["customer_key"], store.payload(customer)
+
+
+def _compare(connection: Connection, score: Score, folder: Path, of_newest: str) -> int:
+    """Looks a sample of the warehouse's customers up in a generation, as an application would; how many were compared.
+
+    Raises `PublishedDiffers` with the first customer whose published score is not the warehouse's.
+    """
+    import msgspec
+
+    from serving import store
+
+    keys = warehouse.names(score.entity)
+    sample = warehouse.rows(
+        connection, f"select {keys}, score, band {of_newest} order by hash({keys}) limit {COMPARED}"
+    )
+    with store.open_store(folder) as opened:
+        for row in sample:
+            customer_id = store.customer_key([row[column] for column in score.entity])
+            stored = opened.get(customer_id)
+            found = msgspec.json.decode(stored, type=store.CustomerScore) if stored else None
+            if found is None or (found.value, found.band) != (row["score"], row["band"]):
+                raise PublishedDiffers(
+                    f"score '{score.name}': customer '{customer_id}' is {found and (found.value, found.band)} in"
+                    f" generation {folder.name} but {(row['score'], row['band'])} in the warehouse;"
+                    " the old generation serves on"
+                )
+    return len(sample)
+
+
+def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefinition:
+    """The asset of what applications are served."""
+    key = dg.AssetKey(["generations", score.name])
+    check = dg.AssetCheckSpec(
+        "published_equals_warehouse",
+        asset=key,
+        description="A sample of customers, looked up as applications do, is as in the warehouse.",
+        blocking=True,
+    )
+
+    @dg.asset(
+        key=key,
+        deps=[dg.AssetKey(["predictions", score.name])],
+        group_name=score.name,
+        owners=[score.email] if score.email else [],
+        kinds={"lmdb"},
+        description=f"What applications are served as `{score.name}`: every customer's score with its reasons.",
+        check_specs=[check],
+        pool="warehouse",
+    )
+    def generation(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        with warehouse.open_warehouse(where.warehouse) as connection:
+            try:
+                served = publish(connection, score, project, where)
+            except PublishedDiffers as difference:
+                yield dg.AssetCheckResult(
+                    passed=False, asset_key=key, check_name=check.name, metadata={"difference": str(difference)}
+                )
+                raise
+        yield dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": served["rows"],
+                "generation": served["generation"],
+                "as-of date": str(served["as_of_date"]),
+                "model version": served["model_version"],
+                "path": dg.MetadataValue.path(str(where.generations / score.name / served["generation"])),
+                "changed": served["changed"],
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    passed=True, check_name=check.name, metadata={"customers compared": served["compared"]}
+                )
+            ],
+            data_version=dg.DataVersion(served["generation"]),
+        )
+
+    return generation

@@ -1,0 +1,274 @@
+"""From features and labels to a champion: the training set, frozen, and the model, with its gate."""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ml.declarations import Project, Score
+from ml.evaluation import GateResult, check_gate
+from orchestration import versions, warehouse
+from orchestration.project import Paths
+from orchestration.warehouse import Connection
+
+SEED = 0
+
+
+class ScoringError(RuntimeError):
+    """A score can't be trained, given or published: which, why, and what to do."""
+
+
+def clock(project: Project) -> date:
+    """The day it is for the project: the one it fixed, or today (UTC)."""
+    return project.today or datetime.now(UTC).date()
+
+
+def freeze_training_set(connection: Connection, score: Score, today: date, folder: Path) -> dict[str, Any]:
+    """All rows whose label has matured, frozen to Parquet under their checksum; a row of `ml.training_sets`.
+
+    Raises `ScoringError` if a column of the declaration is missing, no label has matured, or a label is null.
+    """
+    features, label = (
+        warehouse.name(score.features_schema, score.features),
+        warehouse.name(score.label_schema, score.label),
+    )
+    have = warehouse.columns(connection, score.features_schema, score.features)
+    missing = [column.name for column in score.columns if column.name not in have]
+    if missing:
+        raise ScoringError(
+            f"score '{score.name}': table {features} lacks {', '.join(missing)};"
+            f" build model '{score.features}' again, from scratch (make run FULL_REFRESH=1)"
+        )
+    keys = (*score.entity, score.as_of)
+    query = f"""
+        select
+            {warehouse.names([*keys, *(column.name for column in score.columns)], "features")},
+            labels.label,
+            labels.matures_on
+        from {features} as features
+        inner join {label} as labels using ({warehouse.names(keys)})
+        where labels.matures_on <= date '{today}'
+        order by {warehouse.names((score.as_of, *score.entity), "features")}
+    """
+    typed = ", ".join(f"{column} {kind}" for column, kind in have.items())
+    rows, content = warehouse.content_hash(connection, query)
+    as_of = warehouse.name(score.as_of)
+    first, last, unlabelled = warehouse.one(
+        connection, f"select min({as_of})::date, max({as_of})::date, count(*) filter (label is null) from ({query})"
+    )
+    if rows == 0:
+        raise ScoringError(
+            f"score '{score.name}': no label in {label} has matured by {today}, so there is nothing to train on"
+        )
+    if unlabelled:
+        raise ScoringError(f"score '{score.name}': {unlabelled} of {rows} matured rows in {label} have a null label")
+    checksum = hashlib.sha256(f"{typed}\n{content}".encode()).hexdigest()[:16]
+    row = {
+        "training_set": checksum,
+        "rows": rows,
+        "first_as_of": first,
+        "last_as_of": last,
+        "known_until": today,
+        "query": query,
+    }
+    current = versions.current_training_set(connection, score)
+    file = training_set_file(folder, score, checksum)
+    if not file.is_file():
+        warehouse.freeze(connection, query, file)
+    if current is None or current["training_set"] != checksum:
+        versions.record_training_set(connection, score, row)
+    return {**row, "changed": current is None or current["training_set"] != checksum}
+
+
+def training_set_file(folder: Path, score: Score, checksum: str) -> Path:
+    return folder / score.name / f"{checksum}.parquet"
+
+
+def model_folder(folder: Path, score: Score, version: int) -> Path:
+    return folder / score.name / str(version)
+
+
+def train_version(connection: Connection, score: Score, training_set: str, where: Paths, log: Any) -> dict[str, Any]:
+    """Trains a candidate on a frozen training set, saves and records it; gives its row of `ml.model_versions`."""
+    import pyarrow.parquet as pq
+
+    from ml import registry, training
+
+    started = time.monotonic()
+
+    def progress(done: int, most: int) -> None:
+        log.info(f"training: {done} of at most {most} trees, {time.monotonic() - started:.0f} s")
+
+    rows = pq.read_table(training_set_file(where.training_sets, score, training_set))
+    candidate = training.train(rows, score, seed=SEED, progress=progress)
+    champion = versions.champion(connection, score)
+    champion_metrics = None
+    if champion is not None:
+        model = registry.load(model_folder(where.models, score, champion["version"]))
+        champion_metrics = training.champion_metrics(model, candidate.holdout)
+    version = versions.next_version(connection, score)
+    folder = model_folder(where.models, score, version)
+    # A folder without its row is what a killed run left: the row is written after the folder is whole.
+    shutil.rmtree(folder, ignore_errors=True)
+    made = training.make_card(
+        candidate, score, version=version, training_set=training_set, trained_at=datetime.now(UTC)
+    )
+    card = registry.save(folder, candidate.booster, made)
+    versions.record_version(connection, card, engine(), champion_metrics, champion["version"] if champion else None)
+    found = versions.version_trained_on(connection, score, training_set, engine())
+    assert found is not None, "the version just recorded"
+    return found
+
+
+def engine() -> str:
+    """What else than data decides what a training gives: another version of these trains again."""
+    return " ".join(f"{package} {importlib.metadata.version(package)}" for package in ("scorehouse", "catboost"))
+
+
+def judge(connection: Connection, score: Score, version: dict[str, Any]) -> list[GateResult]:
+    """The gate's verdict on a version, taken again if the declared conditions have changed since."""
+    known = versions.gate_of(connection, score, version["version"])
+    if [result.condition for result in known] == list(score.gate):
+        return known
+    champion_metrics = json.loads(version["champion_metrics"]) if version["champion_metrics"] else None
+    results = check_gate(
+        score.gate, json.loads(version["metrics"]), json.loads(version["baseline_metrics"]), champion_metrics
+    )
+    versions.record_gate(connection, score, version["version"], results)
+    return results
+
+
+def current_champion(connection: Connection, score: Score) -> dict[str, Any]:
+    """The champion's row of `ml.model_versions`. Raises `ScoringError`, with what failed, if there is none."""
+    champion = versions.champion(connection, score)
+    if champion is None:
+        newest = versions.next_version(connection, score) - 1
+        failed = [described(result) for result in versions.gate_of(connection, score, newest) if not result.passed]
+        raise ScoringError(
+            f"score '{score.name}': no version has passed its gate yet, so nobody is scored"
+            + (f"; version {newest}: {'; '.join(failed)}" if failed else "")
+        )
+    return champion
+
+
+def training_assets(
+    score: Score, features: dg.AssetKey, label: dg.AssetKey, project: Project, where: Paths
+) -> list[dg.AssetsDefinition]:
+    """The assets that turn a score's features and labels into a champion."""
+    group, owners = score.name, [score.email] if score.email else []
+    training_set_key, model_key = dg.AssetKey(["training_sets", score.name]), dg.AssetKey(["models", score.name])
+    keys = (*score.entity, score.as_of)
+
+    @dg.asset(
+        key=training_set_key,
+        deps=[features, label],
+        group_name=group,
+        owners=owners,
+        kinds={"parquet"},
+        description=f"What `{score.name}` learns from: every row of `{score.features}` whose label has matured,"
+        " frozen under its checksum.",
+        metadata={
+            "dagster/column_lineage": dg.TableColumnLineage(
+                {
+                    **{
+                        column: [dg.TableColumnDep(features, column)]
+                        for column in (*keys, *(column.name for column in score.columns))
+                    },
+                    **{column: [dg.TableColumnDep(label, column)] for column in ("label", "matures_on")},
+                }
+            )
+        },
+        pool="warehouse",
+    )
+    def training_set(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        with warehouse.open_warehouse(where.warehouse) as connection:
+            versions.create_tables(connection)
+            frozen = freeze_training_set(connection, score, clock(project), where.training_sets)
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": frozen["rows"],
+                "as-of dates": f"{frozen['first_as_of']} to {frozen['last_as_of']}",
+                "labels known until": str(frozen["known_until"]),
+                "path": dg.MetadataValue.path(
+                    str(training_set_file(where.training_sets, score, frozen["training_set"]))
+                ),
+                "changed": frozen["changed"],
+            },
+            data_version=dg.DataVersion(frozen["training_set"]),
+        )
+
+    @dg.asset(
+        key=model_key,
+        deps=[training_set_key],
+        group_name=group,
+        owners=owners,
+        kinds={"catboost"},
+        description=f"The model behind `{score.name}`: a candidate is trained when the training set has changed,"
+        f" and becomes the champion if it passes its gate: {'; '.join(score.gate)}.",
+        check_specs=[
+            dg.AssetCheckSpec("gate", asset=model_key, description="The candidate meets: " + "; ".join(score.gate))
+        ],
+        pool="warehouse",
+    )
+    def model(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        with warehouse.open_warehouse(where.warehouse) as connection:
+            current = versions.current_training_set(connection, score)
+            if current is None:
+                raise ScoringError(
+                    f"score '{score.name}': has no training set yet; materialize training_sets/{score.name} first"
+                )
+            version = versions.version_trained_on(connection, score, current["training_set"], engine())
+            trained = version is None
+            if version is None:
+                version = train_version(connection, score, current["training_set"], where, context.log)
+            verdict = judge(connection, score, version)
+            champion = versions.champion(connection, score)
+        metrics, baseline = json.loads(version["metrics"]), json.loads(version["baseline_metrics"])
+        passed = all(result.passed for result in verdict)
+        table = dg.MetadataValue.md(
+            "\n".join(
+                [f"| metric | version {version['version']} | baseline: {version['baseline']} |", "|---|---|---|"]
+                + [f"| {metric} | {value:.4f} | {baseline[metric]:.4f} |" for metric, value in metrics.items()]
+            )
+        )
+        yield dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": version["train_rows"],
+                "version": version["version"],
+                "champion": champion["version"] if champion else "none",
+                "metrics on held-out dates": table,
+                "trained on": f"{version['train_from']} to {version['train_to']}",
+                "held out": f"{version['holdout_from']} to {version['holdout_to']}",
+                "trees": version["trees"],
+                "card": dg.MetadataValue.path(str(model_folder(where.models, score, version["version"]) / "card.json")),
+                "changed": trained,
+                **{f"metric/{metric}": value for metric, value in metrics.items()},
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    passed=passed,
+                    check_name="gate",
+                    # A refusal leaves the champion scoring; without a champion there is nothing to score with.
+                    severity=dg.AssetCheckSeverity.WARN if champion else dg.AssetCheckSeverity.ERROR,
+                    metadata={result.condition: described(result) for result in verdict},
+                )
+            ],
+            data_version=dg.DataVersion(f"{version['version']}-{version['booster_sha256'][:12]}"),
+        )
+
+    return [training_set, model]
+
+
+def described(result: GateResult) -> str:
+    """A gate's condition with the figures it was judged by: `roc_auc >= 0.8 (roc_auc 0.8791): passed`."""
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.values.items())
+    return f"{result.condition} ({figures}): {'passed' if result.passed else 'failed'}" + (
+        f", {result.note}" if result.note else ""
+    )

@@ -1,0 +1,158 @@
+"""Builds the dbt project as Dagster assets: one asset a model, one asset check a data test, in one dbt invocation."""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import (
+    DagsterDbtTranslator,
+    DagsterDbtTranslatorSettings,
+    DbtCliInvocation,
+    DbtCliResource,
+    DbtProject,
+    dbt_assets,
+)
+from packaging.version import Version
+
+from orchestration import warehouse
+from orchestration.lineage import column_lineage
+from orchestration.project import DBT, Paths
+from orchestration.warehouse import Connection
+
+# dbt's own folders of earlier invocations (compiled SQL, results) that are kept to look things up in.
+KEPT_INVOCATIONS = 10
+
+
+class Build(dg.Config):
+    """How the dbt models are built: what is missing or new (the default), or everything from scratch."""
+
+    full_refresh: bool = False
+
+
+class Dbt(DbtCliResource):
+    """The dbt command line, without what dagster-dbt does before each invocation and nothing here uses.
+
+    It would ask `dbt --version` in a process of its own, and load a dbt adapter into this one, whose connection stays
+    open and locks the warehouse: half of a small build's time. Both are private there, so a test watches over them.
+    """
+
+    @property
+    def _cli_version(self) -> Version:
+        return Version(importlib.metadata.version("dbt-core"))
+
+    def _initialize_dbt_core_adapter(self, args: Sequence[str]) -> None:  # type: ignore[override]
+        return None
+
+
+def dbt_resource(where: Paths) -> DbtCliResource:
+    return Dbt(project_dir=_dbt_project(where), dbt_executable=str(DBT))  # type: ignore[arg-type]
+
+
+def _dbt_project(where: Paths) -> DbtProject:
+    return DbtProject(project_dir=where.project, target_path=where.dbt_target, profiles_dir=where.project)
+
+
+SETTINGS = DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True, enable_code_references=True)
+TRANSLATOR = DagsterDbtTranslator(settings=SETTINGS)
+
+
+def asset_keys(manifest: Mapping[str, Any]) -> dict[str, dg.AssetKey]:
+    """dbt's unique_id -> Dagster's key, for all that is a table."""
+    nodes = [node for node in manifest["nodes"].values() if node["resource_type"] in ("model", "seed", "snapshot")]
+    return {node["unique_id"]: TRANSLATOR.get_asset_key(node) for node in (*nodes, *manifest["sources"].values())}
+
+
+def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDefinition:
+    """All models and seeds of the project. Unit tests are left to development and CI, as dbt advises."""
+    keys = asset_keys(manifest)
+
+    @dbt_assets(
+        manifest=manifest,
+        project=_dbt_project(where),
+        dagster_dbt_translator=TRANSLATOR,
+        pool="warehouse",
+        name="dbt_build",
+    )
+    def dbt_build(context: dg.AssetExecutionContext, dbt: DbtCliResource, config: Build) -> Iterator[Any]:
+        arguments = [
+            "build",
+            "--exclude-resource-type",
+            "unit_test",
+            *(["--full-refresh"] if config.full_refresh else []),
+        ]
+        invocation = dbt.cli(arguments, context=context)
+        events, failure = [], None
+        try:
+            for event in invocation.stream():
+                events.append(event)
+                context.log.info(f"dbt: {event.metadata['unique_id'].value} done, {len(events)} so far")
+        except Exception as error:
+            failure = error
+        # The warehouse is free again only now: rows and lineage of what was built are read in one go.
+        with warehouse.open_warehouse(where.warehouse) as connection:
+            for event in events:
+                yield _described(event, connection, invocation, keys, where) if isinstance(event, dg.Output) else event
+        _prune(where)
+        if failure is not None:
+            raise failure
+
+    return dbt_build
+
+
+def _described(
+    event: dg.Output[Any],
+    connection: Connection,
+    invocation: DbtCliInvocation,
+    keys: Mapping[str, dg.AssetKey],
+    where: Paths,
+) -> dg.Output[Any]:
+    """The event with the table's rows and its columns' lineage."""
+    node = invocation.manifest["nodes"][event.metadata["unique_id"].value]
+    found: dict[str, Any] = {}
+    if node["config"]["materialized"] not in ("view", "ephemeral"):
+        (found["dagster/row_count"],) = warehouse.one(
+            connection, f"select count(*) from {warehouse.name(node['schema'], node['alias'])}"
+        )
+    if node["resource_type"] == "model":
+        lineage = _lineage(node, connection, invocation, where)
+        found["dagster/column_lineage"] = dg.TableColumnLineage(
+            {
+                column: [dg.TableColumnDep(keys[parent], made_from) for parent, made_from in deps]
+                for column, deps in lineage.items()
+            }
+        )
+    return event.with_metadata({**event.metadata, **found})
+
+
+def _lineage(
+    node: Mapping[str, Any], connection: Connection, invocation: DbtCliInvocation, where: Paths
+) -> dict[str, list[tuple[str, str]]]:
+    """Column -> (parent's unique_id, column); kept, as only the model's text or its parents' columns change it."""
+    manifest = invocation.manifest
+    parents, ids = {}, {}
+    for unique_id in node["depends_on"]["nodes"]:
+        parent = manifest["sources"].get(unique_id) or manifest["nodes"].get(unique_id)
+        table = parent.get("identifier") or parent["alias"]
+        relation = f"{parent['schema']}.{table}"
+        parents[relation], ids[relation] = warehouse.columns(connection, parent["schema"], table), unique_id
+    checksum = hashlib.sha256(json.dumps(["unique_id", node["checksum"], parents]).encode()).hexdigest()
+    kept = where.data / "dbt" / "lineage" / f"{node['unique_id']}.json"
+    if kept.is_file() and (stored := json.loads(kept.read_text()))["of"] == checksum:
+        return stored["lineage"]  # type: ignore[no-any-return]
+    compiled = invocation.target_path / "compiled" / node["package_name"] / node["original_file_path"]
+    found = column_lineage(compiled.read_text(), manifest["metadata"]["adapter_type"], parents)
+    lineage = {column: sorted((ids[table], made_from) for table, made_from in deps) for column, deps in found.items()}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({"of": checksum, "lineage": lineage}))
+    return lineage
+
+
+def _prune(where: Paths) -> None:
+    """Removes all but the newest folders that invocations leave in dbt's target folder."""
+    left = sorted(where.dbt_target.glob("dbt_build-*"), key=lambda folder: folder.stat().st_mtime)
+    for folder in left[:-KEPT_INVOCATIONS]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,28 @@
+"""`make ui`: Dagster's UI and daemon over the instance that `make run` records its runs in."""
+
+import os
+import sys
+from pathlib import Path
+
+from ml.declarations import DeclarationError
+from orchestration.project import ProjectError, load_project, paths
+
+
+def main() -> None:
+    """Becomes `dagster dev`; exits with one line per mistake if the project can't be read."""
+    try:
+        where = paths()
+        load_project(where)
+    except (ProjectError, DeclarationError) as error:
+        sys.exit(str(error))
+    from orchestration.instance import open_instance
+
+    open_instance(where).dispose()
+    dagster = str(Path(sys.executable).parent / "dagster")
+    host, port = os.environ.get("SCOREHOUSE_UI_HOST", "127.0.0.1"), os.environ.get("SCOREHOUSE_UI_PORT", "3000")
+    os.chdir(where.dagster_home)
+    os.execv(dagster, [dagster, "dev", "--module-name", "orchestration.definitions", "--host", host, "--port", port])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The registry's tables in the warehouse: training sets, model versions, gate results, and what has been scored.
+
+`ml.model_versions` and `ml.gate_results` are for people too: join them with `predictions.*` in SQL.
+The models themselves are files, see `ml.registry`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from ml.declarations import Score
+from ml.evaluation import GateResult
+from ml.registry import Card
+from orchestration import warehouse
+from orchestration.warehouse import Connection
+
+TABLES = """
+    create schema if not exists ml;
+    create table if not exists ml.training_sets (
+        score varchar, training_set varchar, rows bigint, first_as_of date, last_as_of date, known_until date,
+        query varchar, frozen_at timestamptz
+    );
+    create table if not exists ml.model_versions (
+        score varchar, version integer, kind varchar, training_set varchar, engine varchar,
+        train_from date, train_to date, holdout_from date, holdout_to date, train_rows bigint, holdout_rows bigint,
+        metrics json, baseline_metrics json, baseline varchar, champion_metrics json, champion_version integer,
+        trees integer, booster_sha256 varchar, trained_at timestamptz, promoted_at timestamptz
+    );
+    create table if not exists ml.gate_results (
+        score varchar, version integer, condition varchar, figures json, passed boolean, note varchar,
+        evaluated_at timestamptz
+    );
+    create table if not exists ml.scored_dates (
+        score varchar, model_version integer, as_of_date date, rows bigint, features varchar, scored_at timestamptz
+    );
+"""
+
+
+def create_tables(connection: Connection) -> None:
+    connection.execute(TABLES)
+
+
+def _latest(connection: Connection, query: str, values: Sequence[Any]) -> dict[str, Any] | None:
+    found = warehouse.rows(connection, query, values)
+    return found[0] if found else None
+
+
+def current_training_set(connection: Connection, score: Score) -> dict[str, Any] | None:
+    return _latest(
+        connection, "select * from ml.training_sets where score = ? order by frozen_at desc limit 1", [score.name]
+    )
+
+
+def record_training_set(connection: Connection, score: Score, row: Mapping[str, Any]) -> None:
+    connection.execute(
+        "insert into ml.training_sets by name select unnest(?)",
+        [{"score": score.name, "frozen_at": datetime.now(UTC), **row}],
+    )
+
+
+def champion(connection: Connection, score: Score) -> dict[str, Any] | None:
+    """The version that scores customers: the one promoted last; None before any has passed its gate."""
+    query = (
+        "select * from ml.model_versions where score = ? and promoted_at is not null order by promoted_at desc limit 1"
+    )
+    return _latest(connection, query, [score.name])
+
+
+def version_trained_on(connection: Connection, score: Score, training_set: str, engine: str) -> dict[str, Any] | None:
+    query = """
+        select * from ml.model_versions where score = ? and kind = ? and training_set = ? and engine = ?
+        order by version desc limit 1
+    """
+    return _latest(connection, query, [score.name, score.kind, training_set, engine])
+
+
+def next_version(connection: Connection, score: Score) -> int:
+    (last,) = warehouse.one(
+        connection, "select coalesce(max(version), 0) from ml.model_versions where score = ?", [score.name]
+    )
+    return int(last) + 1
+
+
+def record_version(
+    connection: Connection,
+    card: Card,
+    engine: str,
+    champion_metrics: Mapping[str, float] | None,
+    champion_version: int | None,
+) -> None:
+    connection.execute(
+        "insert into ml.model_versions by name select unnest(?)",
+        [
+            {
+                "score": card.score,
+                "version": card.version,
+                "kind": card.kind,
+                "training_set": card.training_set,
+                "engine": engine,
+                **card.dates,
+                "train_rows": card.rows["train"],
+                "holdout_rows": card.rows["holdout"],
+                "metrics": json.dumps(card.metrics),
+                "baseline_metrics": json.dumps(card.baseline),
+                "baseline": card.baseline_name,
+                "champion_metrics": json.dumps(champion_metrics) if champion_metrics is not None else None,
+                "champion_version": champion_version,
+                "trees": card.trees,
+                "booster_sha256": card.booster_sha256,
+                "trained_at": card.trained_at,
+                "promoted_at": None,
+            }
+        ],
+    )
+
+
+def gate_of(connection: Connection, score: Score, version: int) -> list[GateResult]:
+    """The version's last verdict, a result per condition, in the order of the declaration; empty if it has none."""
+    found = warehouse.rows(
+        connection,
+        """
+        select condition, figures, passed, note from ml.gate_results where score = ? and version = ?
+        and evaluated_at = (select max(evaluated_at) from ml.gate_results where score = ? and version = ?)
+        order by rowid
+        """,
+        [score.name, version, score.name, version],
+    )
+    return [
+        GateResult(
+            condition=row["condition"], values=json.loads(row["figures"]), passed=row["passed"], note=row["note"]
+        )
+        for row in found
+    ]
+
+
+def record_gate(connection: Connection, score: Score, version: int, results: Sequence[GateResult]) -> None:
+    """Writes the verdict on a version, and promotes it if every condition holds."""
+    now = datetime.now(UTC)
+    for result in results:
+        connection.execute(
+            "insert into ml.gate_results values (?, ?, ?, ?, ?, ?, ?)",
+            [score.name, version, result.condition, json.dumps(result.values), result.passed, result.note, now],
+        )
+    if all(result.passed for result in results):
+        connection.execute(
+            "update ml.model_versions set promoted_at = ? where score = ? and version = ?", [now, score.name, version]
+        )
+
+
+def scored_dates(connection: Connection, score: Score, version: int) -> dict[date, str]:
+    """As-of date -> hash of the feature rows that a version scored."""
+    query = "select as_of_date, features from ml.scored_dates where score = ? and model_version = ?"
+    return dict(connection.execute(query, [score.name, version]).fetchall())
+
+
+def record_scored_dates(
+    connection: Connection, score: Score, version: int, dates: Sequence[Mapping[str, Any]], scored_at: datetime
+) -> None:
+    """Replaces what is known of these dates; each has as_of_date, rows, features."""
+    for row in dates:
+        key = [score.name, version, row["as_of_date"]]
+        connection.execute("delete from ml.scored_dates where score = ? and model_version = ? and as_of_date = ?", key)
+        values = [*key, row["rows"], row["features"], scored_at]
+        connection.execute("insert into ml.scored_dates values (?, ?, ?, ?, ?, ?)", values)

@@ -1,0 +1,81 @@
+"""Whole runs that several tests look at: each is made once a session, the way a user makes it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLE = REPOSITORY / "dbt_project"
+LOANS = REPOSITORY / "tests" / "projects" / "loans"
+
+
+class Run(msgspec.Struct):
+    """A pipeline run in a process of its own: where its data lies, what it printed, how it ended."""
+
+    project: Path
+    data: Path
+    home: Path
+    printed: str
+    code: int
+
+    def again(self, project: Path | None = None) -> "Run":
+        return run_pipeline(project or self.project, self.data, self.home)
+
+
+def environment_of(project: Path, data: Path, home: Path) -> dict[str, str]:
+    """What `make` exports, with a home directory that ought to stay empty."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "XDG_CACHE_HOME": str(data / "cache"),
+        "MPLCONFIGDIR": str(data / "cache" / "matplotlib"),
+        "SCOREHOUSE_DATA": str(data),
+        "SCOREHOUSE_PROJECT": str(project),
+    }
+
+
+def run_pipeline(project: Path, data: Path, home: Path) -> Run:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestration.run"],
+        cwd=REPOSITORY,
+        env=environment_of(project, data, home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    return Run(project=project, data=data, home=home, printed=done.stdout, code=done.returncode)
+
+
+def _first_run(project: Path, folder: Path) -> Run:
+    home = folder / "home"
+    home.mkdir()
+    run = run_pipeline(project, folder / "data", home)
+    assert run.code == 0, run.printed
+    return run
+
+
+@pytest.fixture(scope="session")
+def loans_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The second project, built once. Tests read it; who changes anything takes a `copy_of` it."""
+    return _first_run(LOANS, tmp_path_factory.mktemp("loans"))
+
+
+@pytest.fixture(scope="session")
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The sample company, built once."""
+    return _first_run(SAMPLE, tmp_path_factory.mktemp("sample"))
+
+
+def copy_of(run: Run, folder: Path) -> Run:
+    """The same run with a project and data of its own, to change."""
+    shutil.copytree(run.project, folder / "project")
+    shutil.copytree(run.data, folder / "data")
+    return msgspec.structs.replace(run, project=folder / "project", data=folder / "data")

@@ -1,0 +1,15 @@
+with source as (
+    select * from {{ source('bank', 'transactions') }}
+),
+
+renamed as (
+    select
+        account_no,
+        kind,
+        cast(amount_chf as decimal(12, 2)) as amount_chf,
+        cast(occurred_at as timestamp) as occurred_at,
+        cast(recorded_on as date) as recorded_on
+    from source
+)
+
+select * from renamed

@@ -1,0 +1,356 @@
+"""The second project, another company's, goes through the engine without a line of Python: to a served score."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import duckdb
+import pytest
+from litestar.testing import TestClient
+
+from serving import store
+from serving.app import create_app
+from tests.conftest import LOANS, REPOSITORY, SAMPLE, Run, copy_of, environment_of
+
+SCORE = "default_risk"
+
+
+def query(run: Run, sql: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(run.data / "warehouse.duckdb"), read_only=True) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def contents(run: Run) -> dict[str, tuple[Any, ...]]:
+    """Every table of the warehouse -> its rows and a hash of them, ledgers included."""
+    tables = query(run, "select schema_name, table_name from duckdb_tables() order by all")
+    return {
+        f"{schema}.{table}": query(run, f'select count(*), sum(hash(t)::hugeint) from "{schema}"."{table}" as t')[0]
+        for schema, table in tables
+    }
+
+
+def test_a_run_shows_each_asset_with_its_rows_and_ends_with_the_scores(loans_run: Run) -> None:
+    assert re.search(r"✓ bank\.accounts +[\d,]+ rows +\d+\.\d s", loans_run.printed)
+    assert re.search(rf"✓ generations\.{SCORE} +[\d,]+ rows", loans_run.printed)
+    assert re.search(
+        rf"{SCORE} .*roc_auc >= 0\.70 \(roc_auc 0\.\d+\): passed.*version 1 .*2024-07-01", loans_run.printed
+    )
+    assert "make serve" in loans_run.printed
+    log = re.search(r"the full log is (\S+)", loans_run.printed.replace("\n", " "))
+    assert log is not None
+    assert "dbt build" in Path(log.group(1)).read_text()
+
+
+def test_the_score_is_served_as_the_warehouse_holds_it(loans_run: Run) -> None:
+    rows = query(
+        loans_run,
+        f"""
+        select branch_code, loan_no, score, band, model_version, as_of_date from predictions.{SCORE}
+        where as_of_date = (select max(as_of_date) from predictions.{SCORE}) order by hash(loan_no) limit 50
+        """,
+    )
+    assert len(rows) == 50
+    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+        for branch, loan, score, band, version, as_of in rows:
+            answer = client.get(f"/scores/{SCORE}/customers/{quote(store.customer_key([branch, loan]))}")
+            assert answer.status_code == 200, answer.text
+            found = answer.json()
+            assert (found["value"], found["band"], found["model_version"]) == (score, band, version)
+            assert found["as_of_date"] == as_of.isoformat()
+            assert found["stale"] is False
+            assert len(found["reasons"]) == 3
+        assert client.get("/health/ready").status_code == 200
+
+
+def test_keys_with_commas_and_letters_beyond_ascii_are_served(loans_run: Run) -> None:
+    rows = query(loans_run, f"select distinct branch_code, loan_no from predictions.{SCORE}")
+    unusual = [row for row in rows if not "".join(row).isascii() or "," in "".join(row) or " " in "".join(row)]
+    assert unusual, "the project has no unusual key, so this would check nothing"
+
+
+def test_every_date_after_the_champions_training_data_is_scored_once_per_customer(loans_run: Run) -> None:
+    ((train_to, version),) = query(
+        loans_run, f"select train_to, version from ml.model_versions where score = '{SCORE}'"
+    )
+    per_date = query(
+        loans_run,
+        f"""
+        select features.scored_on, count(*), count(predictions.score), count(distinct predictions.model_version)
+        from risk_features.loan_features as features
+        left join predictions.{SCORE} as predictions
+            on predictions.branch_code = features.branch_code and predictions.loan_no = features.loan_no
+            and predictions.as_of_date = features.scored_on and predictions.model_version = {version}
+        group by 1 order by 1
+        """,
+    )
+    assert [day for day, _, scored, _ in per_date if scored] == [day for day, *_ in per_date if day > train_to]
+    assert all(rows == scored and versions == 1 for day, rows, scored, versions in per_date if day > train_to)
+
+
+def test_the_holdout_was_never_trained_on(loans_run: Run) -> None:
+    ((train_to, holdout_from, train_rows, training_set),) = query(
+        loans_run, "select train_to, holdout_from, train_rows, training_set from ml.model_versions"
+    )
+    file = loans_run.data / "training_sets" / SCORE / f"{training_set}.parquet"
+    matured = query(
+        loans_run,
+        f"select count(*), max(matures_on) from '{file}'"
+        f" where scored_on <= date '{train_to}' and matures_on <= date '{holdout_from}'",
+    )
+    assert matured[0][0] == train_rows
+    assert matured[0][1] <= holdout_from
+
+
+def test_a_second_run_changes_nothing(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    before = contents(run)
+    generation = store.current(run.data / "generations", SCORE)
+    files = {
+        path: path.stat().st_mtime_ns
+        for room in ("generations", "models", "training_sets", "reports")
+        for path in (run.data / room).rglob("*.*")
+    }
+    again = run.again(LOANS)
+    assert again.code == 0, again.printed
+    for asset in (
+        "bank.accounts",
+        f"training_sets.{SCORE}",
+        f"models.{SCORE}",
+        f"predictions.{SCORE}",
+        f"generations.{SCORE}",
+        f"reports.{SCORE}_drift",
+    ):
+        assert re.search(rf"✓ {re.escape(asset)} .*unchanged", again.printed), (
+            f"{asset} was made again:\n{again.printed}"
+        )
+    assert contents(run) == before
+    assert store.current(run.data / "generations", SCORE) == generation
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_the_run_is_recorded_where_the_ui_looks(loans_run: Run) -> None:
+    import dagster as dg
+
+    with dg.DagsterInstance.from_config(str(loans_run.data / "dagster")) as instance:
+        (run,) = instance.get_runs()
+        assert run.job_name == "everything"
+        assert run.status == dg.DagsterRunStatus.SUCCESS
+        event = instance.get_latest_materialization_event(dg.AssetKey(["risk_features", "loan_features"]))
+    assert event is not None and event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    assert metadata["dagster/row_count"].value > 10_000
+    lineage: Any = metadata["dagster/column_lineage"].value
+    assert set(lineage.deps_by_column) >= {"branch_code", "loan_no", "scored_on"}
+    assert all(lineage.deps_by_column[key] for key in ("branch_code", "loan_no"))
+
+
+def test_nothing_is_written_outside_the_data_folder(loans_run: Run) -> None:
+    assert list(loans_run.home.rglob("*")) == []
+    status = [
+        "git",
+        "status",
+        "--porcelain",
+        "--ignored",
+        "--",
+        "dbt_project",
+        "tests/projects",
+        "orchestration",
+        "ml",
+        "serving",
+    ]
+    listed = subprocess.run(status, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert [line for line in listed.splitlines() if line.startswith("!!") and "__pycache__" not in line] == []
+    assert not (REPOSITORY / "target").exists() and not (REPOSITORY / "logs").exists()
+
+
+@pytest.mark.parametrize("project", [SAMPLE, LOANS], ids=["sample", "loans"])
+def test_lineage_runs_unbroken_from_raw_tables_to_generations(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dagster as dg
+
+    from orchestration.definitions import define
+    from orchestration.project import load_project, paths
+
+    monkeypatch.setenv("SCOREHOUSE_PROJECT", str(project))
+    monkeypatch.setenv("SCOREHOUSE_DATA", str(tmp_path))
+    where = paths()
+    graph = define(where).resolve_asset_graph()
+    loaded = load_project(where)
+    raw = {key for key in graph.get_all_asset_keys() if graph.get(key).group_name == "raw"}
+    assert len(raw) == len(loaded.sources)
+    generations = {dg.AssetKey(["generations", score.name]) for score in loaded.scores}
+
+    def upstream(keys: set[dg.AssetKey]) -> set[dg.AssetKey]:
+        found: set[dg.AssetKey] = set()
+        while keys - found:
+            found |= keys
+            keys = {parent for key in keys for parent in graph.get(key).parent_keys}
+        return found
+
+    assert raw <= upstream(generations)
+    for key in graph.get_all_asset_keys():
+        asset = graph.get(key)
+        assert asset.is_materializable, f"{key} is made by nothing"
+        assert asset.kinds and asset.group_name != "default" and asset.description, key
+    for key in generations:
+        assert graph.get(key).owners
+    checks = {check.name for check in graph.asset_check_keys}
+    assert {"gate", "published_equals_warehouse"} <= checks
+    assert any(name.startswith("source_") for name in checks), "tests of sources are no asset checks"
+
+
+def test_a_failing_model_is_named_and_the_old_generation_serves_on(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    served = store.current(run.data / "generations", SCORE)
+    model = run.project / "models" / "risk_features" / "loan_features.sql"
+    model.write_text(model.read_text().replace("select * from", "select *, 1 / (select no_such_column) as broken from"))
+    failed = run.again()
+    assert failed.code == 1
+    assert "loan_features" in failed.printed and "no_such_column" in failed.printed
+    assert re.search(r"Read more in \S+/logs/run-\S+\.log", failed.printed.replace("\n", " "))
+    assert "Traceback" not in failed.printed
+    assert store.current(run.data / "generations", SCORE) == served
+
+
+def test_a_failing_data_test_stops_what_is_downstream(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    served, scored = store.current(run.data / "generations", SCORE), contents(run)[f"predictions.{SCORE}"]
+    (run.project / "tests" / "assert_there_are_no_loans.sql").write_text("select 1 from {{ ref('loan_features') }}")
+    failed = run.again()
+    assert failed.code == 1
+    assert "assert_there_are_no_loans" in failed.printed
+    assert f"predictions.{SCORE}" not in failed.printed.partition("Failed")[0]
+    assert store.current(run.data / "generations", SCORE) == served
+    assert contents(run)[f"predictions.{SCORE}"] == scored
+
+
+def gate_of(run: Run, old: str, new: str) -> None:
+    file = run.project / "models" / "scores.yml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_a_gate_raised_beyond_reach_refuses_and_the_champion_goes_on(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    served = store.current(run.data / "generations", SCORE)
+    gate_of(run, "roc_auc >= 0.70", "roc_auc >= 0.999")
+    # A row less is another training set, so another candidate.
+    file = run.project / "models" / "risk_labels" / "loan_default_90d.sql"
+    file.write_text(
+        file.read_text().rstrip() + "\nwhere loan_no <> (select min(loan_no) from {{ ref('stg_bank__loans') }})\n"
+    )
+    refused = run.again()
+    assert refused.code == 0, refused.printed
+    assert re.search(
+        rf"! models\.{SCORE}: check gate failed: roc_auc >= 0\.999 \(roc_auc 0\.\d+\): failed", refused.printed
+    )
+    versions = query(run, "select version, promoted_at is not null from ml.model_versions order by 1")
+    assert versions == [(1, True), (2, False)]
+    verdicts = query(run, "select condition, passed from ml.gate_results where version = 2")
+    assert ("roc_auc >= 0.999", False) in verdicts
+    assert query(run, f"select distinct model_version from predictions.{SCORE}") == [(1,)]
+    assert str(store.current(run.data / "generations", SCORE)).startswith(str(served)[:13])
+
+
+def test_without_a_champion_nobody_is_scored_and_the_condition_is_told(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    for room in ("warehouse.duckdb", "generations", "models", "training_sets"):
+        subprocess.run(["rm", "-r", str(run.data / room)], check=True)
+    gate_of(run, "roc_auc >= 0.70", "roc_auc >= 0.999")
+    refused = run.again()
+    assert refused.code == 1
+    assert "no version has passed its gate yet" in refused.printed
+    assert re.search(r"roc_auc >= 0\.999 \(roc_auc 0\.\d+\): failed", refused.printed)
+    assert not (run.data / "generations" / SCORE / "CURRENT").exists()
+
+
+def test_a_lowered_gate_promotes_the_version_it_refused(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    with duckdb.connect(str(run.data / "warehouse.duckdb")) as connection:
+        connection.execute("update ml.model_versions set promoted_at = null")
+        connection.execute("update ml.gate_results set condition = 'roc_auc >= 0.999', passed = false")
+    again = run.again(LOANS)
+    assert again.code == 0, again.printed
+    assert query(run, "select version, promoted_at is not null from ml.model_versions") == [(1, True)]
+
+
+def test_a_declaration_mistaken_is_one_line_before_anything_runs(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    gate_of(run, "fresh_for: 40 days", "fresh: 40 days")
+    mistaken = run.again()
+    assert mistaken.code == 1
+    assert "project/models/scores.yml: exposure 'default_risk': score: unknown key 'fresh'" in mistaken.printed
+    assert "✓" not in mistaken.printed
+
+
+@pytest.mark.parametrize("moment", ["dbt_build", f"models__{SCORE}", f"generations__{SCORE}"])
+def test_a_run_killed_at_any_moment_is_completed_by_the_next(loans_run: Run, tmp_path: Path, moment: str) -> None:
+    run = copy_of(loans_run, tmp_path)
+    label = run.project / "models" / "risk_labels" / "loan_default_90d.sql"
+    label.write_text(
+        label.read_text().rstrip() + "\nwhere loan_no <> (select min(loan_no) from {{ ref('stg_bank__loans') }})\n"
+    )
+    served = store.current(run.data / "generations", SCORE)
+    before = set((run.data / "logs").iterdir())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestration.run"],
+        cwd=REPOSITORY,
+        env=environment_of(run.project, run.data, run.home),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(f"{moment} - STEP_START" in log.read_text() for log in set((run.data / "logs").iterdir()) - before):
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert store.current(run.data / "generations", SCORE) == served
+    store.verify(run.data / "generations" / SCORE / str(served))
+
+    completed = run.again()
+    assert completed.code == 0, completed.printed
+    ((twice,),) = query(
+        run,
+        f"select count(*) - count(distinct (branch_code, loan_no, as_of_date, model_version)) from predictions.{SCORE}",
+    )
+    assert twice == 0
+    assert query(run, "select version from ml.model_versions order by 1") == [(1,), (2,)]
+    newest = store.verify(run.data / "generations" / SCORE / str(store.current(run.data / "generations", SCORE)))
+    assert (
+        newest.model_version
+        == query(run, "select max(version) from ml.model_versions where promoted_at is not null")[0][0]
+    )
+
+
+def test_two_runs_at_once_queue_for_the_warehouse(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    command = [sys.executable, "-m", "orchestration.run"]
+    environment = environment_of(LOANS, run.data, run.home)
+    both = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(printed)
+
+
+def test_the_card_is_published_with_the_score(loans_run: Run) -> None:
+    folder = loans_run.data / "generations" / SCORE / str(store.current(loans_run.data / "generations", SCORE))
+    card = json.loads((folder / "card.json").read_bytes())
+    assert card["metrics"].keys() == card["baseline"].keys()
+    assert card["baseline_name"]
+    assert store.verify(folder).metrics == card["metrics"]
