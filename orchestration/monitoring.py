@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from ml import registry
 from ml.declarations import Score
 from orchestration import warehouse
 from orchestration.project import Paths
@@ -16,13 +17,15 @@ from orchestration.warehouse import Connection
 
 # Rows of either side that the report reads: enough to see a shift of a few percent, few enough for any table's size.
 SAMPLED = 2000
+# Features on the page, besides the score: the time and size of Evidently's page grow with the columns, not the rows.
+CHARTED = 20
 
 
 def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str, Any]:
     """Writes the drift report of the newest as-of date, unless it is there; its path, metrics, whether it is new.
 
-    The reference is the champion's own training set, scored by it. The files are drift.html and drift.json in
-    `reports/<score>/<as-of date>`.
+    The reference is the champion's own training set, scored by it; compared are the score and its strongest features.
+    The files are drift.html and drift.json in `reports/<score>/<as-of date>`.
     Raises `ScoringError` if the score has no predictions.
     """
     champion = current_champion(connection, score)
@@ -37,12 +40,14 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         connection, f"select max(as_of_date) from {predictions} where model_version = ?", [champion["version"]]
     )
     day = newest.date() if isinstance(newest, datetime) else newest
-    features = [column.name for column in score.columns]
+    card = registry.load_card(model_folder(where.models, score, champion["version"]))
+    types = {column.name: column.type for column in card.encoder.columns}
+    charted = list(card.importance)[:CHARTED]
     same_entity = " and ".join(
         f"predictions.{column} = features.{column}" for column in map(warehouse.name, score.entity)
     )
     current_query = f"""
-        select {warehouse.names(features, "features")}, predictions.score
+        select {warehouse.names(charted, "features")}, predictions.score
         from {warehouse.name(score.features_schema, score.features)} as features
         inner join {predictions} as predictions
             on predictions.as_of_date = features.{as_of} and {same_entity}
@@ -52,7 +57,7 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     """
     frozen = warehouse.literal(str(training_set_file(where.training_sets, score, champion["training_set"])))
     reference_query = f"""
-        select {warehouse.names([*keys, *features])} from read_parquet({frozen})
+        select {warehouse.names([*keys, *types])} from read_parquet({frozen})
         where {as_of}::date <= date '{champion["train_to"]}'
         order by hash({warehouse.names(keys)}), {warehouse.names(keys)}
         limit {SAMPLED}
@@ -68,7 +73,7 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
 
     import pyarrow as pa
 
-    from ml import prediction, registry
+    from ml import prediction
     from reports.drift import drift_report
 
     model = registry.load(model_folder(where.models, score, champion["version"]))
@@ -79,11 +84,9 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         reference,
         connection.execute(current_query).to_arrow_table(),
         title=f"{score.title}: drift at {day}",
-        columns={
-            column.name: "category" if column.type in ("category", "boolean") else "number"
-            for column in model.card.encoder.columns
-        },
+        columns={name: "category" if types[name] in ("category", "boolean") else "number" for name in charted},
         prediction="score",
+        columns_name=f"the score and the {len(charted)} of its {len(types)} features that move it most",
         reference_name=f"{reference.num_rows:,} of {champion['train_rows']:,} rows version {champion['version']}"
         f" learned from, {champion['train_from']} to {champion['train_to']}",
         current_name=f"the customers scored at {day}",

@@ -131,7 +131,7 @@ def _described(
 def _lineage(
     node: Mapping[str, Any], connection: Connection, invocation: DbtCliInvocation, where: Paths
 ) -> dict[str, list[tuple[str, str]]]:
-    """Column -> (parent's unique_id, column); kept, as only the model's text or its parents' columns change it."""
+    """Column -> (parent's unique_id, column); kept until the model, a macro or a parent's columns change."""
     manifest = invocation.manifest
     parents, ids = {}, {}
     for unique_id in node["depends_on"]["nodes"]:
@@ -139,11 +139,14 @@ def _lineage(
         table = parent.get("identifier") or parent["alias"]
         relation = f"{parent['schema']}.{table}"
         parents[relation], ids[relation] = warehouse.columns(connection, parent["schema"], table), unique_id
-    checksum = hashlib.sha256(json.dumps(["unique_id", node["checksum"], parents]).encode()).hexdigest()
+    # The compiled text won't do: it differs from day to day, and between a full and an incremental build.
+    own = node["package_name"]
+    macros = [macro["macro_sql"] for macro in manifest["macros"].values() if macro["package_name"] == own]
+    checksum = hashlib.sha256(json.dumps([node["checksum"], macros, ids, parents]).encode()).hexdigest()
     kept = where.data / "dbt" / "lineage" / f"{node['unique_id']}.json"
     if kept.is_file() and (stored := json.loads(kept.read_text()))["of"] == checksum:
         return stored["lineage"]  # type: ignore[no-any-return]
-    compiled = invocation.target_path / "compiled" / node["package_name"] / node["original_file_path"]
+    compiled = invocation.target_path / "compiled" / own / node["original_file_path"]
     found = column_lineage(compiled.read_text(), manifest["metadata"]["adapter_type"], parents)
     lineage = {column: sorted((ids[table], made_from) for table, made_from in deps) for column, deps in found.items()}
     kept.parent.mkdir(parents=True, exist_ok=True)

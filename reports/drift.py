@@ -35,8 +35,8 @@ HEAD = """<title>{title}</title>
 class DriftReport(msgspec.Struct):
     """A page that works without a network, and its figures.
 
-    `metrics` is flat: reference, current, reference_rows, current_rows, reference_sample, current_sample, seed,
-    compared_columns, drifted_columns, share_of_drifted_columns, and for each column
+    `metrics` is flat: columns, reference, current, reference_rows, current_rows, reference_sample, current_sample,
+    seed, compared_columns, drifted_columns, share_of_drifted_columns, and for each column
     column.<name>.score, .method and .verdict ("drifted", "stable" or "not compared"; the score is left out then).
     A score of a method named "... p_value" is low where there is drift, any other is high.
     """
@@ -60,6 +60,7 @@ def drift_report(
     title: str,
     columns: Mapping[str, Literal["number", "category"]],
     prediction: str | None = None,
+    columns_name: str = "all columns given",
     reference_name: str = "the reference rows",
     current_name: str = "the current rows",
     sample: int = 2000,
@@ -94,6 +95,7 @@ def drift_report(
     found = {name: drift for name, drift in drifts.items() if drift is not None}
     metrics = _metrics(found)
     facts: dict[str, float | str] = {
+        "columns": columns_name,
         "reference": reference_name,
         "current": current_name,
         "reference_rows": reference.num_rows,
@@ -212,6 +214,7 @@ def _with_header(page: str, title: str, metrics: Mapping[str, float | str], drif
     lines = {
         "Reference": side("reference"),
         "Current": side("current"),
+        "Compared": str(metrics["columns"]),
         "Sample": f"drawn with seed {metrics['seed']}",
         "Drifted": f"{len(drifted)} of {metrics['compared_columns']} columns"
         + (f": {', '.join(drifted)}" if drifted else ""),
