@@ -58,7 +58,7 @@ def floor(project: Path, data: Path, built: Path) -> None:
     manifest = json.loads((built / "dbt" / "target" / "manifest.json").read_bytes())
     declared = read_project(manifest, {}, project.name)
     (compiled,) = (built / "dbt" / "target").glob("dbt_build-*/compiled")
-    warehouse = duckdb.connect(str(data / "floor.duckdb"), config={"memory_limit": "4GB"})
+    warehouse = duckdb.connect(str(data / "warehouse.duckdb"), config={"memory_limit": "4GB"})
     for source in declared.sources:
         files = find_files(source, project)
         reader = READERS["".join(files[0].suffixes[:1])].format(files=[str(file) for file in files], types="{}")
