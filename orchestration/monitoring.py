@@ -36,8 +36,13 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         warehouse.name(score.as_of),
         (*score.entity, score.as_of),
     )
-    (newest,) = warehouse.one(
-        connection, f"select max(as_of_date) from {predictions} where model_version = ?", [champion["version"]]
+    newest, scored_rows = warehouse.one(
+        connection,
+        f"""
+        select as_of_date, count(*) from {predictions} where model_version = ?
+        group by as_of_date order by as_of_date desc limit 1
+        """,
+        [champion["version"]],
     )
     day = newest.date() if isinstance(newest, datetime) else newest
     card = registry.load_card(model_folder(where.models, score, champion["version"]))
@@ -52,19 +57,19 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         inner join {predictions} as predictions
             on predictions.as_of_date = features.{as_of} and {same_entity}
         where predictions.model_version = {champion["version"]} and features.{as_of} = '{newest}'
-        order by hash({warehouse.names(score.entity, "features")}), {warehouse.names(score.entity, "features")}
+        order by hash({warehouse.names(score.entity, "features")}, {SEED}), {warehouse.names(score.entity, "features")}
         limit {SAMPLED}
     """
     frozen = warehouse.literal(str(training_set_file(where.training_sets, score, champion["training_set"])))
     reference_query = f"""
         select {warehouse.names([*keys, *types])} from read_parquet({frozen})
         where {as_of}::date <= date '{champion["train_to"]}'
-        order by hash({warehouse.names(keys)}), {warehouse.names(keys)}
+        order by hash({warehouse.names(keys)}, {SEED}), {warehouse.names(keys)}
         limit {SAMPLED}
     """
     _, content = warehouse.content_hash(connection, current_query)
     of = hashlib.sha256(
-        f"{champion['version']} {champion['training_set']} {content} {SAMPLED} {SEED}".encode()
+        f"{champion['version']} {champion['training_set']} {content} {scored_rows} {SAMPLED} {SEED}".encode()
     ).hexdigest()
     folder = where.reports / score.name / str(day)
     html, figures = folder / "drift.html", folder / "drift.json"
@@ -87,9 +92,10 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         columns={name: "category" if types[name] in ("category", "boolean") else "number" for name in charted},
         prediction="score",
         columns_name=f"the score and the {len(charted)} of its {len(types)} features that move it most",
-        reference_name=f"{reference.num_rows:,} of {champion['train_rows']:,} rows version {champion['version']}"
-        f" learned from, {champion['train_from']} to {champion['train_to']}",
+        reference_name=f"what version {champion['version']} learned from,"
+        f" {champion['train_from']} to {champion['train_to']}",
         current_name=f"the customers scored at {day}",
+        drawn_from=(champion["train_rows"], scored_rows),
         sample=SAMPLED,
         seed=SEED,
     )

@@ -63,10 +63,13 @@ def drift_report(
     columns_name: str = "all columns given",
     reference_name: str = "the reference rows",
     current_name: str = "the current rows",
+    drawn_from: tuple[int, int] | None = None,
     sample: int = 2000,
     seed: int = 0,
 ) -> DriftReport:
     """Compare `current` with `reference`, column by column, on a seeded sample of at most `sample` rows of each.
+
+    Who draws the samples beforehand says how many rows of reference and current they were `drawn_from`.
 
     `columns` says how each is compared; booleans go as categories, dates as either. A null category counts as a
     category of its own, a null number is left out, and so is a column without any value on both sides; one with
@@ -98,8 +101,8 @@ def drift_report(
         "columns": columns_name,
         "reference": reference_name,
         "current": current_name,
-        "reference_rows": reference.num_rows,
-        "current_rows": current.num_rows,
+        "reference_rows": drawn_from[0] if drawn_from else reference.num_rows,
+        "current_rows": drawn_from[1] if drawn_from else current.num_rows,
         "reference_sample": len(before),
         "current_sample": len(after),
         "seed": seed,

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ml.declarations import Kind
+from ml.evaluation import METRICS
 from tests.conftest import REPOSITORY, SAMPLE
 
 ROOMS = ("orchestration", "ml", "serving", "reports")
@@ -62,6 +64,13 @@ def test_every_setting_is_in_the_readme_and_the_other_way_round() -> None:
     read = {name for path in files for name in setting.findall(path.read_text())}
     told = set(setting.findall((REPOSITORY / "README.md").read_text()))
     assert told == read
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_every_metric_is_in_the_readme(kind: Kind) -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    told = readme.partition(f"Metrics of a{'n' if kind == 'amount' else ''} {kind}: ")[2].partition(".")[0]
+    assert re.findall(r"`(\w+)`", told) == list(METRICS[kind])
 
 
 def test_packages_hold_a_docstring_only() -> None:

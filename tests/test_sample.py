@@ -136,11 +136,20 @@ def test_a_full_refresh_gives_the_very_same_features(analyst: Run) -> None:
     assert query(analyst, hashed) == before
 
 
-def test_the_readme_names_the_figures_that_were_measured(sample_run: Run) -> None:
-    """The README's quality table has the sample's own numbers, to the second place."""
-    readme = (REPOSITORY / "README.md").read_text()
-    for score, (metric, _) in LEAST.items():
-        ((value,),) = query(
-            sample_run, f"select (metrics ->> '{metric}')::double from ml.model_versions where score = '{score}'"
+def test_the_readme_states_the_quality_that_was_measured(sample_run: Run) -> None:
+    told = re.findall(
+        r"\| (\w+) \| (?:ROC AUC|R²) \| ([\d.]+) \| ([\d.]+) .*\| ≥ ([\d.]+) \|", (REPOSITORY / "README.md").read_text()
+    )
+    assert {score for score, *_ in told} == set(LEAST)
+    for score, value, naive, gate in told:
+        metric, least = LEAST[score]
+        ((measured, baseline),) = query(
+            sample_run,
+            f"""
+            select (metrics ->> '{metric}')::double, (baseline_metrics ->> '{metric}')::double
+            from ml.model_versions where score = '{score}'
+            """,
         )
-        assert re.search(rf"\| `?{score}`? .*{value:.2f}", readme), f"{score}: {metric} is {value:.4f}"
+        assert float(value) == pytest.approx(measured, abs=0.003)
+        assert float(naive) == pytest.approx(baseline, abs=0.003)
+        assert float(gate) == least
