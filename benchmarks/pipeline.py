@@ -8,11 +8,13 @@ the sample company.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import form
 
 PROJECTS = {False: form.REPOSITORY / "tests" / "projects" / "loans", True: form.REPOSITORY / "dbt_project"}
-AIM_TOTAL, AIM_OVERHEAD_SECONDS, AIM_SECOND_RUN = 2.5, 20.0, 0.6
+AIM_TOTAL, AIM_OVERHEAD_SECONDS, AIM_FIRST, AIM_SECOND_RUN = 2.5, 20.0, 3.0, 0.5
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -69,7 +71,7 @@ def floor(project: Path, data: Path, built: Path) -> None:
         )
     nodes = {key: node for key, node in manifest["nodes"].items() if node["resource_type"] in ("model", "seed")}
     for key in TopologicalSorter(
-        {key: set(node["depends_on"]["nodes"]) & set(nodes) for key, node in nodes.items()}
+        {key: set(node["depends_on"].get("nodes", [])) & set(nodes) for key, node in nodes.items()}
     ).static_order():
         node = nodes[key]
         warehouse.execute(f"create schema if not exists {name(node['schema'])}")
@@ -106,8 +108,8 @@ def floor(project: Path, data: Path, built: Path) -> None:
     warehouse.close()
 
 
-def parts(built: Path) -> dict[str, float]:
-    """Seconds of a finished run by what they were spent on, from Dagster's events and dbt's own results."""
+def parts(built: Path, whole: float) -> dict[str, float]:
+    """Seconds of the newest run by what they were spent on, from Dagster's events and dbt's own results."""
     import dagster as dg
 
     os.environ["DAGSTER_HOME"] = str(built / "dagster")
@@ -117,22 +119,36 @@ def parts(built: Path) -> dict[str, float]:
             step.step_key: (step.end_time or 0) - (step.start_time or 0)
             for step in instance.get_run_step_stats(run.dagster_run.run_id)
         }
-    (results,) = (built / "dbt" / "target").glob("dbt_build-*/run_results.json")
-    dbt = json.loads(results.read_bytes())
-    in_nodes = sum(result["execution_time"] for result in dbt["results"])
-    named: dict[str, float] = {}
-    for step, seconds in steps.items():
-        kind = step.partition("__")[0]
-        kind = (
-            kind if kind in ("dbt_build", "training_sets", "models", "predictions", "generations", "reports") else "raw"
-        )
-        named[f"steps: {kind}"] = named.get(f"steps: {kind}", 0.0) + seconds
-    named["  of dbt_build: models, seeds and tests in the warehouse (summed over threads)"] = in_nodes
-    named["  of dbt_build: dbt's start, parsing and idle time"] = max(
-        0.0, named["steps: dbt_build"] - dbt["elapsed_time"]
+    within = (run.end_time or 0) - (run.start_time or 0)
+    results = max(
+        (built / "dbt" / "target").glob("dbt_build-*/run_results.json"), key=lambda file: file.stat().st_mtime
     )
-    named["Dagster between steps"] = (run.end_time or 0) - (run.start_time or 0) - sum(steps.values())
+    in_warehouse = covered(
+        (datetime.fromisoformat(timing["started_at"]), datetime.fromisoformat(timing["completed_at"]))
+        for result in json.loads(results.read_bytes())["results"]
+        for timing in result["timing"]
+        if timing["name"] == "execute"
+    )
+    named = {"raw tables": 0.0, "dbt: models, seeds and tests": in_warehouse}
+    named["dbt: its start, its parsing, our column lineage"] = steps.pop("dbt_build") - in_warehouse
+    for step, seconds in steps.items():
+        room = step.partition("__")[0]
+        room = room if room in ("training_sets", "models", "predictions", "generations", "reports") else "raw tables"
+        named[room] = named.get(room, 0.0) + seconds
+    named["Dagster, between steps"] = (
+        within - in_warehouse - sum(seconds for name, seconds in named.items() if not name.startswith("dbt: models"))
+    )
+    named["before and after: imports, the project read, the summary"] = whole - within
     return named
+
+
+def covered(spans: Iterable[tuple[datetime, datetime]]) -> float:
+    """Seconds that lie in at least one of these spans, which may overlap."""
+    seconds, until = 0.0, datetime.min.replace(tzinfo=UTC)
+    for start, end in sorted(spans):
+        seconds += max(0.0, (end - max(start, until)).total_seconds())
+        until = max(until, end)
+    return seconds
 
 
 def imports(*modules: str) -> float:
@@ -149,7 +165,6 @@ def main() -> None:
         built = Path(folder) / "data"
         environment = {**os.environ, "SCOREHOUSE_DATA": str(built), "SCOREHOUSE_PROJECT": str(project)}
         first = timed(lambda: pipeline(environment))
-        spent = parts(built)
         bare = timed(
             lambda: subprocess.run(
                 [sys.executable, __file__, "--floor", str(project), folder, str(built)],
@@ -159,24 +174,24 @@ def main() -> None:
             )
         )
         second = timed(lambda: pipeline(environment))
-    spent["imports: what the engine starts with (dagster, dagster_dbt)"] = imports("dagster", "dagster_dbt")
-    spent["imports: CatBoost, scikit-learn and SciPy, when a model is trained"] = imports(
-        "catboost", "sklearn.metrics", "scipy.stats"
-    )
-    spent["imports: Evidently, when a report is made"] = imports("evidently", "evidently.presets")
+        # All of the work again, by an engine that has read this project before.
+        for room in ("warehouse.duckdb", "training_sets", "models", "generations", "reports"):
+            made = built / room
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+        warm = timed(lambda: pipeline(environment))
+        spent = parts(built, warm)
+    spent["of all that, imports: dagster, dagster_dbt"] = imports("dagster", "dagster_dbt")
+    spent["of all that, imports: CatBoost, scikit-learn, SciPy"] = imports("catboost", "sklearn.metrics", "scipy.stats")
+    spent["of all that, imports: Evidently"] = imports("evidently", "evidently.presets")
     form.report(
         "pipeline" if full else "pipeline_quick",
         [
-            form.figure(f"{project.name}: first run, whole process, against the floor", first, bare, AIM_TOTAL),
+            form.figure(f"{project.name}: all the work, warm, against the floor", warm, bare, AIM_TOTAL),
             form.figure(
-                f"{project.name}: seconds above the floor, against the allowance",
-                first - bare,
-                AIM_OVERHEAD_SECONDS,
-                1.0,
+                f"{project.name}: its seconds above the floor, against 20", warm - bare, AIM_OVERHEAD_SECONDS, 1.0
             ),
-            form.figure(
-                f"{project.name}: second run with nothing new, against the first", second, first, AIM_SECOND_RUN
-            ),
+            form.figure(f"{project.name}: the very first run, against the floor", first, bare, AIM_FIRST),
+            form.figure(f"{project.name}: a run with nothing new, against the first", second, first, AIM_SECOND_RUN),
         ],
         spent,
     )

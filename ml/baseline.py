@@ -43,14 +43,15 @@ def _probability(
     if best is None or best[0] <= 0.5:
         return np.full(len(held_out), label.mean()), "base rate"
     _, increasing, null_is_high, place = best
-    known = matrix[:, place][~np.isnan(matrix[:, place])]
+    # In float64, as the regression takes float32 values nearer than 1e-6 for one, and overflows between the largest.
+    values, later = matrix[:, place].astype(np.float64), held_out[:, place].astype(np.float64)
+    low, high = np.nanmin(values), np.nanmax(values)
     # Beyond all values, on the side where nulls rank best.
-    of_null = np.nextafter(known.max(), np.inf) if null_is_high else np.nextafter(known.min(), -np.inf)
-    curve = IsotonicRegression(y_min=0, y_max=1, increasing=increasing, out_of_bounds="clip")
-    curve.fit(np.nan_to_num(matrix[:, place], nan=of_null), label)
-    return np.asarray(
-        curve.predict(np.nan_to_num(held_out[:, place], nan=of_null)), dtype=np.float64
-    ), f"{names[place]} alone"
+    of_null = high + 1 + abs(high) if null_is_high else low - 1 - abs(low)
+    curve = IsotonicRegression(y_min=0, y_max=1, increasing=increasing)
+    curve.fit(np.nan_to_num(values, nan=of_null), label)
+    forecast = curve.predict(np.nan_to_num(np.clip(later, low, high), nan=of_null))
+    return np.asarray(forecast, dtype=np.float64), f"{names[place]} alone"
 
 
 def _ranking(values: "NDArray[np.float32]", label: "NDArray[np.float64]") -> tuple[float, bool, bool]:

@@ -125,7 +125,10 @@ def _plain(values: Any) -> Any:
         values = values.combine_chunks()
     if isinstance(values, pa.ChunkedArray):  # some types and zero chunks stay chunked in some pyarrow versions
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], type=values.type)
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    # pyarrow can count and filter no views yet
+    return values.cast(pa.string()) if pa.types.is_string_view(values.type) else values
 
 
 def _frequent(values: pa.Array) -> tuple[str, ...]:

@@ -200,7 +200,8 @@ def _verdict(connection: Any, condition: str, values: Mapping[str, float | None]
     """What the condition gives on a table of one row that holds these values."""
     import duckdb
 
-    row = ", ".join(f'?::double as "{name}"' for name in values) or "1 as nothing"
+    columns = [name.replace('"', '""') for name in values]
+    row = ", ".join(f'?::double as "{name}"' for name in columns) or "1 as nothing"
     try:
         kind, verdict = connection.execute(
             f"select typeof(({condition})), ({condition}) from (select {row})", list(values.values())
@@ -213,10 +214,12 @@ def _verdict(connection: Any, condition: str, values: Mapping[str, float | None]
 
 
 def _duckdb() -> Any:
-    """An empty DuckDB in memory that can read no file and no network."""
+    """An empty DuckDB in memory that can read no file and no network, and in which x / 0 is NULL, not NaN above all."""
     import duckdb
 
-    return duckdb.connect(":memory:", config={"enable_external_access": "false", "autoload_known_extensions": "false"})
+    closed = {"enable_external_access": "false", "autoload_known_extensions": "false"}
+    divided_by_zero = {"ieee_floating_point_ops": "false", "error_on_division_by_zero": "false"}
+    return duckdb.connect(":memory:", config=closed | divided_by_zero)
 
 
 def _names(connection: Any, condition: str) -> set[str]:

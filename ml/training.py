@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ml.baseline import naive_forecast
 from ml.declarations import Kind, Score
-from ml.encoding import Encoder, encode, learn_encoder
+from ml.encoding import Encoder, column_type, encode, learn_encoder
 from ml.evaluation import evaluate
 from ml.prediction import predict, score_rows
 from ml.registry import Card, Model
@@ -56,7 +56,7 @@ class TooFewRows(TrainingError):
 
 
 class OneClass(TrainingError):
-    """A probability whose training rows all have the same outcome."""
+    """Training rows that all have the same outcome or amount."""
 
 
 class NoFeature(TrainingError):
@@ -105,8 +105,9 @@ def train(rows: pa.Table, score: Score, seed: int = 0, progress: Progress | None
             f" {LEAST_ROWS} are needed"
         )
     label = _label(training)
-    if score.kind == "probability" and len(np.unique(label)) < 2:
-        raise OneClass(f"all {len(label)} training rows have the label {int(label[0])}: both outcomes are needed")
+    if len(np.unique(label)) < 2:
+        needed = "both outcomes" if score.kind == "probability" else "two amounts at least"
+        raise OneClass(f"all {len(label)} training rows have the label {label[0]:g}: {needed} are needed")
     encoder = learn_encoder(training, [feature.name for feature in score.columns])
     matrix = encode(encoder, training)
     if not _varies(matrix).any():
@@ -209,6 +210,8 @@ def _checked(rows: pa.Table, score: Score) -> pa.Table:
     if any(nulls.values()):
         counts = ", ".join(f"{name} in {count} rows" for name, count in nulls.items() if count)
         raise BadLabel(f"keys, label and matures_on are never null, but of {rows.num_rows} rows: {counts}")
+    if column_type(rows.schema.field(LABEL).type) not in ("number", "boolean"):
+        raise BadLabel(f"the label is a number or boolean, but has type {rows.schema.field(LABEL).type}")
     label = _label(rows)
     if not np.isfinite(label).all():
         raise BadLabel(f"{int((~np.isfinite(label)).sum())} of {len(label)} labels are NaN or infinite")
@@ -249,7 +252,7 @@ def _number_of_trees(
 ) -> int:
     """Found by early stopping on the newest training dates, with a maturity gap before them where the dates allow one.
 
-    A fixed number where there is one date only, or one outcome, or hardly a row before the newest.
+    A fixed number where there is one date only, or one outcome or amount, or hardly a row before the newest.
     """
     place = training.append_column("place", pa.array(np.arange(training.num_rows)))
     dates = _date_count(training, score.as_of)
@@ -265,7 +268,7 @@ def _number_of_trees(
         )
     before, after = earlier.column("place").to_numpy(), later.column("place").to_numpy()
     label = _label(training)
-    one_outcome = score.kind == "probability" and len(np.unique(label[before])) < 2
+    one_outcome = len(np.unique(label[before])) < 2
     if len(before) < LEAST_ROWS or one_outcome or not _varies(matrix[before]).any():
         return TREES_WITHOUT_VALIDATION
     stopping = {"iterations": MOST_TREES, "early_stopping_rounds": PATIENCE, "use_best_model": True}
