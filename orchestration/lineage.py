@@ -1,4 +1,4 @@
-"""Column lineage of a dbt model: which columns of its direct parents each of its columns is made from.
+"""Column lineage of a dbt model: which columns of the tables it reads each of its own is made from.
 
 dagster-dbt can derive it too, but through a dbt adapter loaded into this process (seconds, and a connection that stays
 open and locks the warehouse for the next writer), and parses the model again for each column. This parses a model once.
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 Columns = Mapping[str, str]
 
 
-def column_lineage(sql: str, dialect: str, parents: Mapping[str, Columns]) -> dict[str, set[tuple[str, str]]]:
-    """Column of a model -> the (parent table, column) pairs it is made from.
+def column_lineage(sql: str, dialect: str, tables: Mapping[str, Columns]) -> dict[str, set[tuple[str, str]]]:
+    """Column of a model -> the (table, column) pairs it is made from.
 
-    `sql` is the compiled model, `parents` maps `schema.table` of each direct parent to its columns and their types.
-    Tables that are not among the parents (an incremental model's own) are left out.
+    `sql` is the compiled model, `tables` maps `schema.table` of each table it reads to its columns and their types.
+    Raises `SqlglotError` if sqlglot can't make sense of it.
     """
     from sqlglot import exp, parse_one
     from sqlglot.lineage import lineage
@@ -21,9 +21,9 @@ def column_lineage(sql: str, dialect: str, parents: Mapping[str, Columns]) -> di
     from sqlglot.optimizer.scope import build_scope
 
     schema: dict[str, dict[str, dict[str, str]]] = {}
-    for parent, columns in parents.items():
-        parent_schema, _, table = parent.partition(".")
-        schema.setdefault(parent_schema, {})[table] = dict(columns)
+    for read, columns in tables.items():
+        in_schema, _, table = read.partition(".")
+        schema.setdefault(in_schema, {})[table] = dict(columns)
     query = parse_one(sql, dialect=dialect)
     for table in query.find_all(exp.Table):
         table.set("catalog", None)
@@ -35,6 +35,6 @@ def column_lineage(sql: str, dialect: str, parents: Mapping[str, Columns]) -> di
         found = made_from.setdefault(column, set())
         for node in lineage(column, qualified, schema=schema, dialect=dialect, scope=scope, trim_selects=False).walk():
             origin = node.expression.find(exp.Table) if not node.downstream else None
-            if origin is not None and f"{origin.db}.{origin.name}" in parents:
+            if origin is not None and f"{origin.db}.{origin.name}" in tables:
                 found.add((f"{origin.db}.{origin.name}", node.name.rpartition(".")[2]))
     return made_from

@@ -104,6 +104,9 @@ def load(connection: Connection, source: Source, project: Path) -> Loaded:
             f"{where}: files end in {', '.join(sorted(suffixes))}; one kind of {', '.join(READERS)} can be read"
             " (csv and json also .gz)"
         )
+    empty = [str(file) for file, stat in zip(files, stats, strict=True) if not stat.st_size]
+    if empty:
+        raise LoadError(f"{where}: {', '.join(empty)} has no content; the table stays as it was")
     suffix = suffixes.pop()
     reader = READERS[suffix].format(files=warehouse.literal([str(file) for file in files]), types="{}")
     started, loaded_at, batch_id = time.monotonic(), datetime.now(UTC), fingerprint[:12]
@@ -157,7 +160,9 @@ def load(connection: Connection, source: Source, project: Path) -> Loaded:
             connection.rollback()
             raise
     except duckdb.Error as error:
-        raise LoadError(f"{where}: can't be read, the table stays as it was: {error}") from None
+        # What follows the first empty line are all the settings of the reader.
+        reason = " ".join(str(error).partition("\n\n")[0].split())
+        raise LoadError(f"{where}: can't be read, the table stays as it was: {reason}") from None
     return Loaded(rows=rows, bytes=size, batch_id=batch_id, changed=True)
 
 

@@ -17,6 +17,7 @@ from dagster_dbt import (
     dbt_assets,
 )
 from packaging.version import Version
+from sqlglot.errors import SqlglotError
 
 from orchestration import warehouse
 from orchestration.lineage import column_lineage
@@ -95,7 +96,9 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
         # The warehouse is free again only now: rows and lineage of what was built are read in one go.
         with warehouse.open_warehouse(where.warehouse) as connection:
             for event in events:
-                yield _described(event, connection, invocation, keys, where) if isinstance(event, dg.Output) else event
+                if isinstance(event, dg.Output):
+                    event = _described(event, connection, invocation, keys, where, context.log)
+                yield event
         _prune(where)
         if failure is not None:
             raise failure
@@ -109,6 +112,7 @@ def _described(
     invocation: DbtCliInvocation,
     keys: Mapping[str, dg.AssetKey],
     where: Paths,
+    log: dg.DagsterLogManager,
 ) -> dg.Output[Any]:
     """The event with the table's rows and its columns' lineage."""
     node = invocation.manifest["nodes"][event.metadata["unique_id"].value]
@@ -118,7 +122,11 @@ def _described(
             connection, f"select count(*) from {warehouse.name(node['schema'], node['alias'])}"
         )
     if node["resource_type"] == "model":
-        lineage = _lineage(node, connection, invocation, where)
+        try:
+            lineage = _lineage(node, connection, invocation, where)
+        except SqlglotError as error:  # a dialect's newest words, a model in Python: what is built stays built
+            log.warning(f"{node['unique_id']}: has no column lineage, sqlglot can't read it: {error}")
+            lineage = {}
         found["dagster/column_lineage"] = dg.TableColumnLineage(
             {
                 column: [dg.TableColumnDep(keys[parent], made_from) for parent, made_from in deps]
@@ -131,24 +139,27 @@ def _described(
 def _lineage(
     node: Mapping[str, Any], connection: Connection, invocation: DbtCliInvocation, where: Paths
 ) -> dict[str, list[tuple[str, str]]]:
-    """Column -> (parent's unique_id, column); kept until the model, a macro or a parent's columns change."""
+    """Column -> (parent's unique_id, column); kept until model, macros or the columns of what it reads change."""
     manifest = invocation.manifest
-    parents, ids = {}, {}
-    for unique_id in node["depends_on"]["nodes"]:
-        parent = manifest["sources"].get(unique_id) or manifest["nodes"].get(unique_id)
-        table = parent.get("identifier") or parent["alias"]
-        relation = f"{parent['schema']}.{table}"
-        parents[relation], ids[relation] = warehouse.columns(connection, parent["schema"], table), unique_id
+    tables, ids = {}, {}
+    for unique_id in (*node["depends_on"]["nodes"], node["unique_id"]):  # an incremental model reads itself
+        read = manifest["sources"].get(unique_id) or manifest["nodes"][unique_id]
+        table = read.get("identifier") or read["alias"]
+        relation = f"{read['schema']}.{table}"
+        tables[relation], ids[relation] = warehouse.columns(connection, read["schema"], table), unique_id
     # The compiled text won't do: it differs from day to day, and between a full and an incremental build.
     own = node["package_name"]
     macros = [macro["macro_sql"] for macro in manifest["macros"].values() if macro["package_name"] == own]
-    checksum = hashlib.sha256(json.dumps([node["checksum"], macros, ids, parents]).encode()).hexdigest()
+    checksum = hashlib.sha256(json.dumps([node["checksum"], macros, ids, tables]).encode()).hexdigest()
     kept = where.data / "dbt" / "lineage" / f"{node['unique_id']}.json"
     if kept.is_file() and (stored := json.loads(kept.read_text()))["of"] == checksum:
         return stored["lineage"]  # type: ignore[no-any-return]
     compiled = invocation.target_path / "compiled" / own / node["original_file_path"]
-    found = column_lineage(compiled.read_text(), manifest["metadata"]["adapter_type"], parents)
-    lineage = {column: sorted((ids[table], made_from) for table, made_from in deps) for column, deps in found.items()}
+    found = column_lineage(compiled.read_text(), manifest["metadata"]["adapter_type"], tables)
+    lineage = {
+        column: sorted((ids[table], made_from) for table, made_from in deps if ids[table] != node["unique_id"])
+        for column, deps in found.items()
+    }
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"of": checksum, "lineage": lineage}))
     return lineage

@@ -1,0 +1,145 @@
+"""Raw tables from files: typed as declared, loaded once per change, and never half or worse than before."""
+
+import gzip
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from ml.declarations import Source
+from orchestration.loading import LoadError, load
+from orchestration.warehouse import Connection, WarehouseError, open_warehouse
+
+
+def source(uri: str, **declared: Any) -> Source:
+    return Source(
+        **{
+            "id": "source.shop.raw.orders",
+            "schema": "landing",
+            "table": "orders",
+            "description": "",
+            "uri": uri,
+            "cursor": None,
+            "key": (),
+            "columns": {},
+            "types": {},
+            "file": "project/models/sources.yml",
+            **declared,
+        }
+    )
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Connection]:
+    with open_warehouse(tmp_path / "data" / "warehouse.duckdb") as connection:
+        yield connection
+
+
+def orders(connection: Connection) -> list[tuple[Any, ...]]:
+    return connection.execute("select * exclude (_loaded_at, _batch_id) from landing.orders order by all").fetchall()
+
+
+def test_a_text_of_digits_keeps_its_leading_zeros_if_declared_as_text(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("order_no,zip,amount\n1,00501,2.50\n2,99950,3\n")
+    declared = source("orders.csv", types={"zip": "varchar", "amount": "decimal(10, 2)"})
+    assert load(warehouse, declared, tmp_path).rows == 2
+    assert [(row[1], str(row[2])) for row in orders(warehouse)] == [("00501", "2.50"), ("99950", "3.00")]
+
+
+def test_all_files_of_a_glob_are_one_table_and_each_row_names_its_file(warehouse: Connection, tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "orders-1.jsonl.gz", "wt") as file:
+        file.write('{"order_no": 1, "shop": "Zürich"}\n')
+    (tmp_path / "orders-2.jsonl").write_text('{"order_no": 2}\n')
+    load(warehouse, source("orders-*"), tmp_path)
+    assert orders(warehouse) == [(1, "Zürich", "orders-1.jsonl.gz"), (2, None, "orders-2.jsonl")]
+
+
+def test_a_table_is_loaded_again_only_when_its_files_have_changed(warehouse: Connection, tmp_path: Path) -> None:
+    file = tmp_path / "orders.csv"
+    file.write_text("order_no\n1\n")
+    assert load(warehouse, source("orders.csv"), tmp_path).changed
+    assert not load(warehouse, source("orders.csv"), tmp_path).changed
+    file.write_text("order_no\n1\n2\n")
+    again = load(warehouse, source("orders.csv"), tmp_path)
+    assert (again.changed, again.rows) == (True, 2)
+    ledger = warehouse.execute("select rows from quality.loads order by loaded_at").fetchall()
+    assert ledger == [(1,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "declared", "told"),
+    [
+        (
+            "order_no,amount\n1,ten\n",
+            {"types": {"amount": "double"}},
+            'column "amount". Could not convert string "ten" to',
+        ),
+        ("order_no\n1\n", {"columns": {"order_no": "", "amount": ""}}, "lack the declared columns amount"),
+        ("", {}, "orders.csv has no content"),
+    ],
+    ids=["a retyped column", "a missing column", "an empty file"],
+)
+def test_files_that_are_not_as_declared_leave_the_table_as_it_was(
+    warehouse: Connection, tmp_path: Path, changed: str, declared: dict[str, Any], told: str
+) -> None:
+    file = tmp_path / "orders.csv"
+    file.write_text("order_no,amount\n1,2.5\n")
+    load(warehouse, source("orders.csv"), tmp_path)
+    before = orders(warehouse)
+    file.write_text(changed)
+    with pytest.raises(LoadError, match=re.escape("project/models/sources.yml: source 'landing.orders'")) as raised:
+        load(warehouse, source("orders.csv", **declared), tmp_path)
+    assert told in str(raised.value) and "stays as it was" in str(raised.value)
+    assert orders(warehouse) == before
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("nothing-*.csv", "no such file"),
+        ("package://no_such_package/data.csv", "no installed package 'no_such_package'"),
+        ("package://pytest/nothing.csv", "no such file"),
+        ("ftp://example.com/orders.csv", "'ftp://' is not a kind of source (known: package://, a path or a glob)"),
+        ("orders.xlsx", "files end in .xlsx; one kind of .parquet, .csv, .jsonl, .json can be read"),
+        ("orders.*", "files end in .csv, .xlsx"),
+    ],
+)
+def test_a_source_that_leads_nowhere_is_told(warehouse: Connection, tmp_path: Path, uri: str, told: str) -> None:
+    (tmp_path / "orders.xlsx").touch()
+    (tmp_path / "orders.csv").write_text("order_no\n1\n")
+    with pytest.raises(LoadError) as raised:
+        load(warehouse, source(uri), tmp_path)
+    assert told in str(raised.value)
+
+
+def test_a_file_with_a_quote_in_its_name_is_loaded(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "o'rders.csv").write_text("order_no\n1\n")
+    load(warehouse, source("o'rders.csv"), tmp_path)
+    assert orders(warehouse) == [(1, "o'rders.csv")]
+
+
+def test_a_warehouse_that_another_program_has_open_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "warehouse.duckdb"
+    duckdb.connect(str(file)).close()
+    code = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "open\n"
+        with pytest.raises(WarehouseError, match="close the other program that has it open") as raised:
+            open_warehouse(file).__enter__()
+        assert str(file) in str(raised.value)
+        other.communicate("")
+
+
+def test_a_file_that_is_no_database_is_told_and_stays(tmp_path: Path) -> None:
+    file = tmp_path / "warehouse.duckdb"
+    file.write_text("not a database, but somebody's notes" * 1000)
+    with pytest.raises(WarehouseError, match=re.escape(str(file))):
+        open_warehouse(file).__enter__()
+    assert file.read_text().startswith("not a database")
