@@ -217,9 +217,15 @@ def _duckdb() -> Any:
     """An empty DuckDB in memory that can read no file and no network, and in which x / 0 is NULL, not NaN above all."""
     import duckdb
 
-    closed = {"enable_external_access": "false", "autoload_known_extensions": "false"}
-    divided_by_zero = {"ieee_floating_point_ops": "false", "error_on_division_by_zero": "false"}
-    return duckdb.connect(":memory:", config=closed | divided_by_zero)
+    return duckdb.connect(
+        ":memory:",
+        config={
+            "enable_external_access": "false",
+            "autoload_known_extensions": "false",
+            "ieee_floating_point_ops": "false",
+            "error_on_division_by_zero": "false",
+        },
+    )
 
 
 def _names(connection: Any, condition: str) -> set[str]:
