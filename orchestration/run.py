@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Display:
     """What a person sees of a run: a line per asset as it is made, what is being done now, and what went wrong."""
 
-    def __init__(self, console: Console, most: int) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
         self.steps: dict[str, float] = {}
         self.passed = 0
@@ -43,8 +43,16 @@ class Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.progress.add_task("starting", total=most)
+        # The streams already lead to the log, and are to be left alone.
+        self.progress = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self.task = self.progress.add_task("reading the dbt project", total=None)
 
     def __call__(self, entry: "EventLogEntry") -> None:
         """Takes each event as Dagster records it."""
@@ -101,9 +109,6 @@ class Display:
         # What the engine raises says it all; of anything else its kind is part of the reason.
         own = kind.startswith(("orchestration.", "ml.", "serving.", "reports."))
         self.failures.append((step.replace("__", "."), text.strip() if own and text else reason))
-
-    def close(self) -> None:
-        self.progress.stop()
 
 
 @contextmanager
@@ -200,27 +205,28 @@ def run(full_refresh: bool = False) -> int:
 
 
 def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
-    started = time.monotonic()
-    with console.status("reading the dbt project"), ThreadPoolExecutor() as beside:
-        # dbt parses in a process of its own: time enough for this one's imports.
-        importing = beside.submit(importlib.import_module, "orchestration.definitions")
-        project = load_project(where)
-        importing.result()
+    started, display = time.monotonic(), Display(console)
+    with display.progress:
+        with ThreadPoolExecutor() as beside:
+            # dbt parses in a process of its own: time enough for this one's imports.
+            importing = beside.submit(importlib.import_module, "orchestration.definitions")
+            project = load_project(where)
+            importing.result()
         import dagster as dg
 
         from orchestration.definitions import define
 
         job = define(where).resolve_job_def("everything")
         instance = open_instance(where)
-    display = Display(console, most=len(set(job.asset_layer.executable_asset_keys)))
-    run_id = dg._core.utils.make_new_run_id()
-    instance.add_event_listener(run_id, display)
-    config = {"ops": {"dbt_build": {"config": {"full_refresh": full_refresh}}}}
-    with alive_file(where, run_id).open("w") as alive, display.progress:
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        result = job.execute_in_process(
-            instance=instance, run_id=run_id, raise_on_error=False, tags=BY, run_config=config
-        )
+        display.progress.update(display.task, total=len(set(job.asset_layer.executable_asset_keys)))
+        run_id = dg._core.utils.make_new_run_id()
+        instance.add_event_listener(run_id, display)
+        config = {"ops": {"dbt_build": {"config": {"full_refresh": full_refresh}}}}
+        with alive_file(where, run_id).open("w") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)
+            result = job.execute_in_process(
+                instance=instance, run_id=run_id, raise_on_error=False, tags=BY, run_config=config
+            )
     alive_file(where, run_id).unlink(missing_ok=True)
     seconds = time.monotonic() - started
     if display.failures or not result.success:

@@ -101,10 +101,13 @@ def train_version(connection: Connection, score: Score, training_set: str, where
 
     from ml import registry, training
 
-    started = time.monotonic()
+    told = time.monotonic()
 
     def progress(done: int, most: int) -> None:
-        log.info(f"training: {done} of at most {most} trees, {time.monotonic() - started:.0f} s")
+        nonlocal told
+        if time.monotonic() - told >= 1:  # each line is an event that Dagster keeps
+            told = time.monotonic()
+            log.info(f"training: {done} of at most {most} trees")
 
     rows = pq.read_table(training_set_file(where.training_sets, score, training_set))
     candidate = training.train(rows, score, seed=SEED, progress=progress)

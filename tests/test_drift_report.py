@@ -134,6 +134,14 @@ def test_small_samples_are_compared_by_a_p_value_that_is_low_where_there_is_drif
     assert float(found.metrics["column.spend.score"]) < 0.05 < float(found.metrics["column.visits.score"])
 
 
+def test_a_change_is_measured_by_the_spread_of_the_reference() -> None:
+    narrow = pa.table({"x": np.random.default_rng(1).normal(0, 1, ROWS)})
+    wide = pa.table({"x": np.random.default_rng(2).normal(0, 20, ROWS)})
+    columns = {"x": "number"}
+    widened, narrowed = report(wide, narrow, columns=columns), report(narrow, wide, columns=columns)
+    assert float(widened.metrics["column.x.score"]) > 10 > 1 > float(narrowed.metrics["column.x.score"])
+
+
 def test_columns_of_every_type_are_compared_as_numbers_or_categories() -> None:
     def typed(seed: int, later: int) -> pa.Table:
         days = np.random.default_rng(seed).integers(0, 900, ROWS) + later

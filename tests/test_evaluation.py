@@ -111,6 +111,13 @@ def test_calibration_is_measured_in_ten_bins_of_equal_count() -> None:
     assert probability(label, score)["calibration_error"] == pytest.approx(np.abs(score - 1 / 3).mean())
 
 
+def test_a_bin_is_as_far_off_as_its_mean_score_from_its_rate() -> None:
+    # Bins of two rows: a hit and a miss in each, at scores that lie 0.02 apart.
+    score = np.arange(20) / 50 + 0.4
+    centres = score.reshape(10, 2).mean(axis=1)
+    assert probability([1, 0] * 10, score)["calibration_error"] == pytest.approx(np.abs(centres - 0.5).mean())
+
+
 def test_a_calibrated_score_has_no_calibration_error() -> None:
     assert probability([1, 0] * 20 + [1, 0, 0, 0] * 10, [0.5] * 40 + [0.25] * 40)["calibration_error"] == pytest.approx(
         0

@@ -1,7 +1,9 @@
 """The second project, another company's, goes through the engine without a line of Python: to a served score."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -46,6 +48,30 @@ def test_a_run_shows_each_asset_with_its_rows_and_ends_with_the_scores(loans_run
     log = re.search(r"the full log is (\S+)", loans_run.printed.replace("\n", " "))
     assert log is not None
     assert "dbt build" in Path(log.group(1)).read_text()
+
+
+def test_on_a_terminal_a_bar_shows_what_is_done_now_and_the_log_stays_away(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "orchestration.run"],
+        cwd=REPOSITORY,
+        env={**environment_of(LOANS, run.data, run.home), "TERM": "xterm", "COLUMNS": "100"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how the kernel says that the other end was closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 0
+    screen = shown.decode()
+    assert "reading the dbt project" in screen and "Running dbt command" in screen
+    assert re.search(r"\d+/15", screen)
+    assert "STEP_START" not in screen and "DEBUG" not in screen
 
 
 def test_the_score_is_served_as_the_warehouse_holds_it(loans_run: Run) -> None:
