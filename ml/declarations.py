@@ -272,13 +272,14 @@ def _gate(conditions: Sequence[Any], kind: Kind, where: str) -> tuple[str, ...]:
     known = evaluation.known_gate_names(kind)
     for condition in conditions:
         try:
-            unknown = evaluation.gate_names(str(condition)) - set(known)
+            named = evaluation.gate_names(str(condition))
         except evaluation.GateError as error:
             raise DeclarationError(f"{where}: gate '{condition}' {error}") from None
-        if unknown:
+        unknown = sorted(named - set(known))
+        if unknown or not named:
             metrics = ", ".join(evaluation.METRICS[kind])
             raise DeclarationError(
-                f"{where}: gate '{condition}' names no metric of kind '{kind}': {', '.join(sorted(unknown))}"
+                f"{where}: gate '{condition}' names no metric of kind '{kind}'{': ' if unknown else ''}{', '.join(unknown)}"
                 f"\n  (known: {metrics}; each also as champion_<metric> and baseline_<metric>)"
             )
     if not conditions:

@@ -85,8 +85,8 @@ def _values(
 def as_text(values: Any) -> pa.Array:
     """The values as people read them, null where they are null (or NaN).
 
-    Integers exactly, other numbers to six significant digits and two decimals at least, dates as 2017-12-31, timestamps
-    to the second.
+    Integers exactly, other numbers to six significant digits, but never coarser than hundredths; dates as 2017-12-31,
+    timestamps to the second.
     """
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)

@@ -19,7 +19,7 @@ NULL, OTHER = "(null)", "(other)"
 # A character that no text holds. Categories have it for <, which Evidently does not escape, until the page is written:
 # a customer's "</script>" would end the script that holds the figures.
 LESS_THAN = "\ufdd0"
-MOST_CATEGORIES = 50
+CHARTED_CATEGORIES = 50
 SHARE_OF_A_DRIFTED_TABLE = 0.5
 
 Verdict = Literal["drifted", "stable", "not compared"]
@@ -144,8 +144,8 @@ def _merge_rare(before: "pd.DataFrame", after: "pd.DataFrame", kinds: Mapping[st
     """Leave the most frequent categories of both sides, in place."""
     for name in (name for name, kind in kinds.items() if kind == "category"):
         counts = before[name].value_counts().add(after[name].value_counts(), fill_value=0)
-        if len(counts) > MOST_CATEGORIES:
-            kept = sorted(counts.index, key=lambda value: (-counts[value], value))[:MOST_CATEGORIES]
+        if len(counts) > CHARTED_CATEGORIES:
+            kept = sorted(counts.index, key=lambda value: (-counts[value], value))[:CHARTED_CATEGORIES]
             for frame in (before, after):
                 frame[name] = frame[name].where(frame[name].isin(kept), OTHER)
 

@@ -179,6 +179,10 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
         lambda m: score_of(m).update(gate=["auc >= 0.8"]),
         f"{EXPOSURE}: gate 'auc >= 0.8' names no metric of kind 'probability': auc\n  (known: roc_auc,",
     ),
+    "gate names nothing": (
+        lambda m: score_of(m).update(gate=["1 = 1"]),
+        f"{EXPOSURE}: gate '1 = 1' names no metric of kind 'probability'\n  (known: roc_auc,",
+    ),
     "gate is no condition": (lambda m: score_of(m).update(gate=["roc_auc >="]), f"{EXPOSURE}: gate 'roc_auc >='"),
     "gate reads a table": (
         lambda m: score_of(m).update(gate=["(select 1) = 1"]),
