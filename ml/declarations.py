@@ -278,8 +278,9 @@ def _gate(conditions: Sequence[Any], kind: Kind, where: str) -> tuple[str, ...]:
         unknown = sorted(named - set(known))
         if unknown or not named:
             metrics = ", ".join(evaluation.METRICS[kind])
+            which = f": {', '.join(unknown)}" if unknown else ""
             raise DeclarationError(
-                f"{where}: gate '{condition}' names no metric of kind '{kind}'{': ' if unknown else ''}{', '.join(unknown)}"
+                f"{where}: gate '{condition}' names no metric of kind '{kind}'{which}"
                 f"\n  (known: {metrics}; each also as champion_<metric> and baseline_<metric>)"
             )
     if not conditions:
