@@ -47,7 +47,7 @@ def report(name: str, rows: list[dict[str, Any]], notes: dict[str, float]) -> No
     console = Console(width=120)
     console.print(table)
     for part, value in notes.items():
-        console.print(f"  {part:<72} {value:>10.2f}", highlight=False)
+        console.print(f"  {part:<90} {value:>10.2f}", highlight=False)
     folder = Path(os.environ.get("SCOREHOUSE_DATA") or REPOSITORY / "data") / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({"figures": rows, "parts": notes}, indent=1))
