@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -129,9 +130,10 @@ def prepare_manifest(where: Paths) -> Path:
 
 
 def _fingerprint(where: Paths) -> str:
-    found = hashlib.sha256(str(where).encode())
+    """Of all that a manifest is made of: the files, where they are, and the dbt that reads them."""
+    found = hashlib.sha256(f"{where} {importlib.metadata.version('dbt-core')}".encode())
     for folder, below, files in os.walk(where.project):
-        below[:] = sorted(name for name in below if name not in ("target", "logs", "dbt_packages"))
+        below[:] = sorted(name for name in below if name not in ("target", "logs"))
         for name in sorted(files):
             if Path(name).suffix in PARSED:
                 file = Path(folder) / name
