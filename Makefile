@@ -15,7 +15,7 @@ export MPLCONFIGDIR := $(SCOREHOUSE_DATA)/cache/matplotlib
 
 PYTHON ?= python3
 BIN := .venv/bin
-SQL := dbt_project/models $(wildcard dbt_project/tests/*.sql) tests/projects/loans/models
+SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models
 
 .PHONY: setup run test check serve ui bench lock format clean help
 
@@ -45,7 +45,7 @@ ui: setup  ## Dagster UI on 127.0.0.1:3000
 check: setup  ## ruff, mypy, import-linter, sqlfluff, dbt parse and the declarations
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --cache-dir $(SCOREHOUSE_DATA)/cache/import-linter
+	@$(BIN)/lint-imports --no-logo --cache-dir $(SCOREHOUSE_DATA)/cache/import-linter
 	@$(BIN)/sqlfluff lint --quiet $(SQL)
 	@$(BIN)/python -m orchestration.project
 	@SCOREHOUSE_PROJECT=tests/projects/loans $(BIN)/python -m orchestration.project

@@ -3,7 +3,8 @@
 Every mistake is a `DeclarationError` that names file, thing and fault and says what is possible, before anything runs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any, Literal, TypeVar, get_args
 
@@ -24,6 +25,9 @@ SCORE_KEYS: dict[str, type] = {
 }
 LOAD_KEYS: dict[str, type] = {"from": str, "cursor": str, "key": list}
 LABEL_COLUMNS = ("label", "matures_on")
+# Columns of the tables of predictions, which an entity's own stand beside.
+PREDICTION_COLUMNS = ("as_of_date", "score", "band", "reasons", "model_version", "scored_at")
+MOST_DAYS = 36_500
 DAYS = {"hour": 1 / 24, "day": 1.0, "week": 7.0}
 YAML_WORDS: dict[type, str] = {str: "text", list: "a list", dict: "a mapping"}
 
@@ -118,10 +122,12 @@ def read_project(manifest: Mapping[str, Any], variables: Mapping[str, Any], fold
     today = each(clock, lambda node: _today(node["vars"], name, folder))
     loaded = [node for node in manifest["sources"].values() if "load" in node["config"]["meta"]]
     sources = each(loaded, lambda node: _source(node, folder))
-    exposures = [node for node in manifest["exposures"].values() if node["type"] == "ml"]
+    exposures = [
+        node for node in manifest["exposures"].values() if node["type"] == "ml" or "score" in node["config"]["meta"]
+    ]
     scores = each(exposures, lambda node: _score(node, manifest, folder))
     if faults:
-        raise DeclarationError("\n".join(faults))
+        raise DeclarationError("\n".join(dict.fromkeys(faults)))
     return Project(name=name, today=today[0], sources=sources, scores=scores)
 
 
@@ -145,7 +151,7 @@ def _source(node: Node, folder: str) -> Source:
     for named in (*([cursor] if cursor else []), *key):
         if columns and named not in columns:
             raise DeclarationError(
-                f"{where}: names column '{named}', which the table does not list (it lists: {', '.join(columns)})"
+                f"{where}: names column '{named}', which the table does not list (it lists: {_some(columns, named)})"
             )
     return Source(
         id=node["unique_id"],
@@ -163,6 +169,8 @@ def _source(node: Node, folder: str) -> Source:
 
 def _score(node: Node, manifest: Mapping[str, Any], folder: str) -> Score:
     where = f"{folder}/{node['original_file_path']}: exposure '{node['name']}'"
+    if node["type"] != "ml":
+        raise DeclarationError(f"{where}: has config.meta.score but is of type {node['type']} (write type: ml)")
     if "score" not in node["config"]["meta"]:
         raise DeclarationError(f"{where}: is of type ml but has no config.meta.score (keys: {', '.join(SCORE_KEYS)})")
     declared = _strict(node["config"]["meta"]["score"], SCORE_KEYS, required=tuple(SCORE_KEYS), where=f"{where}: score")
@@ -191,6 +199,12 @@ def _score(node: Node, manifest: Mapping[str, Any], folder: str) -> Score:
         for column in features["columns"].values()
         if column["name"] not in (*entity, as_of)
     )
+    taken = [column.name for column in columns if column.name in LABEL_COLUMNS]
+    if taken:
+        raise DeclarationError(
+            f"{_file(features, folder)}: model '{features['name']}' has the columns {', '.join(taken)}, which are the"
+            " label model's; call them otherwise, and be sure that they are known before the as-of date"
+        )
     if not columns:
         raise DeclarationError(f"{where}: model '{features['name']}' has no column besides its keys, so no feature")
     return Score(
@@ -213,6 +227,13 @@ def _score(node: Node, manifest: Mapping[str, Any], folder: str) -> Score:
         bands=_bands(declared["bands"], kind, where),
         fresh_for_days=_days(declared["fresh_for"], f"{where}: fresh_for"),
     )
+
+
+def _some(names: Iterable[str], like: str) -> str:
+    """The names that a mistyped one may have meant, or the first ones."""
+    known = list(names)
+    shown = difflib.get_close_matches(like, known) or known[:10]
+    return ", ".join(shown) + (f", and {len(known) - len(shown)} more" if len(shown) < len(known) else "")
 
 
 def _file(model: Node, folder: str) -> str:
@@ -258,14 +279,26 @@ def _keyed_model(
                 f"{of_model}: config.meta lacks {needed}"
                 " (write meta: {entity: <column or list of columns>, as_of: <column>})"
             )
-    entity = tuple([meta["entity"]] if isinstance(meta["entity"], str) else meta["entity"])
+    entity = (meta["entity"],) if isinstance(meta["entity"], str) else meta["entity"]
+    for needed, value in (("entity", entity), ("as_of", [meta["as_of"]])):
+        if not isinstance(value, list | tuple) or not value or not all(isinstance(column, str) for column in value):
+            raise DeclarationError(
+                f"{of_model}: config.meta: {needed} is {meta[needed]!r}, not"
+                f" {'a column or a list of columns' if needed == 'entity' else 'a column'}"
+            )
     for column in (*entity, meta["as_of"]):
         if column not in model["columns"]:
             raise DeclarationError(
                 f"{of_model}: config.meta names key '{column}', which is no column of it"
-                f" (columns: {', '.join(model['columns'])})"
+                f" (columns: {_some(model['columns'], like=column)})"
             )
-    return model, entity, meta["as_of"]
+    taken = [column for column in entity if column in PREDICTION_COLUMNS]
+    if taken or len({*entity, meta["as_of"]}) <= len(entity):
+        raise DeclarationError(
+            f"{of_model}: config.meta: entity {', '.join(entity)} and as_of {meta['as_of']} must differ,"
+            f" and an entity column can't be called {', '.join(PREDICTION_COLUMNS)}, as predictions have such columns"
+        )
+    return model, tuple(entity), meta["as_of"]
 
 
 def _gate(conditions: Sequence[Any], kind: Kind, where: str) -> tuple[str, ...]:
@@ -293,6 +326,8 @@ def _gate(conditions: Sequence[Any], kind: Kind, where: str) -> tuple[str, ...]:
 
 def _bands(bands: Mapping[Any, Any], kind: Kind, where: str) -> dict[str, float]:
     """Name of the band -> lowest score in it, highest first."""
+    if len({str(name) for name in bands}) < len(bands):
+        raise DeclarationError(f"{where}: bands: two have the same name")
     for name, lowest in bands.items():
         if isinstance(lowest, bool) or not isinstance(lowest, int | float):
             raise DeclarationError(f"{where}: bands: '{name}' starts at {lowest!r}, which is no number")
@@ -312,8 +347,9 @@ def _days(text: str, where: str) -> float:
         days = float(number) * DAYS[unit.strip().removesuffix("s")]
     except (ValueError, KeyError):
         days = 0.0
-    if not days > 0:
+    if not 0 < days <= MOST_DAYS:
         raise DeclarationError(
-            f"{where}: '{text}' is no length of time (write e.g. '8 days'; units: hours, days, weeks)"
+            f"{where}: '{text}' is no length of time"
+            f" (write e.g. '8 days'; units: hours, days, weeks; at most {MOST_DAYS} days)"
         )
     return days

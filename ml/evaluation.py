@@ -190,7 +190,7 @@ def _check(connection: Any, condition: str, values: Mapping[str, float], absent:
         return GateResult(condition, seen, passed=False, note=f"{', '.join(undefined)} can't be measured on these rows")
     verdict = _verdict(connection, condition, {name: seen.get(name) for name in names})
     if verdict is None and any(name in absent for name in names):
-        return GateResult(condition, seen, passed=True, note="there is no champion yet to compare with")
+        return GateResult(condition, seen, passed=True, note="there was no champion to compare with")
     return GateResult(
         condition, seen, passed=verdict is True, note="the condition gives null" if verdict is None else ""
     )

@@ -101,8 +101,7 @@ def load(folder: Path) -> Model:
 
     card = load_card(folder)
     path = folder / BOOSTER
-    content = _read(path)
-    _verify(path, expected=card.booster_sha256, found=hashlib.sha256(content).hexdigest())
+    content = _verified(path, card.booster_sha256)
     booster = CatBoost()
     try:
         booster.load_model(blob=content)
@@ -113,6 +112,13 @@ def load(folder: Path) -> Model:
     return Model(booster, card)
 
 
+def verify(folder: Path) -> str:
+    """The checksum of the booster in a folder whose two files are as `save` wrote them. Raises `CorruptModel`."""
+    card = load_card(folder)
+    _verified(folder / BOOSTER, card.booster_sha256)
+    return card.booster_sha256
+
+
 def load_card(folder: Path) -> Card:
     """The card alone, its checksum verified. Raises `CorruptModel` as `load` does."""
     path = folder / CARD
@@ -121,7 +127,7 @@ def load_card(folder: Path) -> Card:
     if len(stated) != 1:
         raise CorruptModel(f"{path}: states {len(stated)} checksums of itself instead of one")
     unsigned = content.replace(stated[0], NO_CHECKSUM.encode())
-    _verify(path, expected=stated[0].decode(), found=hashlib.sha256(unsigned).hexdigest())
+    _check(path, unsigned, stated[0].decode())
     try:
         fields = msgspec.json.decode(content)
         for name in ("metrics", "baseline"):  # JSON has no NaN
@@ -142,7 +148,14 @@ def _read(path: Path) -> bytes:
         raise CorruptModel(f"{path}: is missing") from None
 
 
-def _verify(path: Path, expected: str, found: str) -> None:
+def _verified(path: Path, expected: str) -> bytes:
+    content = _read(path)
+    _check(path, content, expected)
+    return content
+
+
+def _check(path: Path, content: bytes, expected: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise CorruptModel(f"{path}: has the checksum {found}, but {expected} was saved")
 

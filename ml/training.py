@@ -1,5 +1,6 @@
 """Training on time-ordered rows: hold out the newest as-of dates, learn what had matured before them, measure once."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 from ml.baseline import naive_forecast
 from ml.declarations import Kind, Score
 from ml.encoding import Encoder, column_type, encode, learn_encoder
-from ml.evaluation import evaluate
+from ml.evaluation import METRICS, evaluate
 from ml.prediction import predict, score_rows
 from ml.registry import Card, Model
 
@@ -41,6 +42,12 @@ PARAMS: dict[str, Any] = {
     "logging_level": "Silent",
 }
 LOSSES: dict[Kind, str] = {"probability": "Logloss", "amount": "RMSE"}
+
+
+def recipe() -> str:
+    """A hash of what is fixed here, and of the metrics: two trainings of different recipes can differ."""
+    fixed = [PARAMS, LOSSES, MOST_HELD_OUT, SHARE_HELD_OUT, MOST_TREES, PATIENCE, TREES_WITHOUT_VALIDATION, METRICS]
+    return hashlib.sha256(msgspec.json.encode(fixed)).hexdigest()[:8]
 
 
 class TrainingError(ValueError):
@@ -218,7 +225,15 @@ def _checked(rows: pa.Table, score: Score) -> pa.Table:
     if score.kind == "probability" and not np.isin(label, (0.0, 1.0)).all():
         wrong = np.unique(label[~np.isin(label, (0.0, 1.0))])[:5]
         raise BadLabel(f"the label of a probability is 0 or 1, but there are others: {', '.join(map(str, wrong))}")
-    return rows.sort_by([(name, "ascending") for name in keys])
+    order = pa.table({name: _sortable(rows.column(name)) for name in keys})
+    return rows.take(pc.sort_indices(order, sort_keys=[(name, "ascending") for name in keys]))
+
+
+def _sortable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column as Arrow can sort it: of a UUID its bytes."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    return column
 
 
 def _label(rows: pa.Table) -> "NDArray[np.float64]":
@@ -254,7 +269,8 @@ def _number_of_trees(
 
     A fixed number where there is one date only, or one outcome or amount, or hardly a row before the newest.
     """
-    place = training.append_column("place", pa.array(np.arange(training.num_rows)))
+    # The keys alone, and with them each row's place in the matrix.
+    place = training.select([score.as_of, MATURES_ON]).append_column("place of row", pa.array(range(training.num_rows)))
     dates = _date_count(training, score.as_of)
     if dates < 2:
         return TREES_WITHOUT_VALIDATION
@@ -262,11 +278,11 @@ def _number_of_trees(
     try:
         earlier, later = holdout_split(place, score.as_of, newest)
     except TooFewDates:
-        no_gap = training.schema.get_field_index(MATURES_ON)
+        no_gap = place.schema.get_field_index(MATURES_ON)
         earlier, later = holdout_split(
             place.set_column(no_gap, MATURES_ON, place.column(score.as_of)), score.as_of, newest
         )
-    before, after = earlier.column("place").to_numpy(), later.column("place").to_numpy()
+    before, after = (part.column("place of row").to_numpy() for part in (earlier, later))
     label = _label(training)
     one_outcome = len(np.unique(label[before])) < 2
     if len(before) < LEAST_ROWS or one_outcome or not _varies(matrix[before]).any():

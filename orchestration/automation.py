@@ -2,12 +2,10 @@
 
 import dagster as dg
 
-# In one process: a step of its own process would wait seconds for imports, far more than most steps' work.
 everything = dg.define_asset_job(
     "everything",
     selection=dg.AssetSelection.all(),
     description="Brings all of it up to date: loads, builds, trains, gates, scores, publishes, reports.",
-    executor_def=dg.in_process_executor,
 )
 daily = dg.ScheduleDefinition(
     name="daily",

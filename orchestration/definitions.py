@@ -3,6 +3,7 @@
 import dagster as dg
 
 from orchestration.automation import daily, everything
+from orchestration.instance import in_process_executor
 from orchestration.loading import raw_asset
 from orchestration.monitoring import drift_asset
 from orchestration.project import Paths, load_project, paths, prepare_manifest, read_manifest
@@ -32,7 +33,7 @@ def define(where: Paths) -> dg.Definitions:
         jobs=[everything],
         schedules=[daily],
         resources={"dbt": dbt_resource(where)},
-        executor=dg.in_process_executor,
+        executor=in_process_executor(where),
     )
 
 

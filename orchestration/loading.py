@@ -85,6 +85,7 @@ def load(connection: Connection, source: Source, project: Path) -> Loaded:
         "\n".join(
             [
                 source.uri,
+                repr((sorted(source.columns), sorted(source.types.items()), sorted(READERS.items()))),
                 *(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in zip(files, stats, strict=True)),
             ]
         ).encode()
@@ -113,26 +114,32 @@ def load(connection: Connection, source: Source, project: Path) -> Loaded:
     try:
         found = [row[0] for row in connection.execute(f"describe select * exclude (_file) from {reader}").fetchall()]
         missing = [column for column in source.columns if column not in found and not column.startswith("_")]
+        # In JSON a key that nobody has is no key at all: what is declared with a type is null everywhere.
+        absent = [column for column in missing if column in source.types] if suffix in (".json", ".jsonl") else []
+        missing = [column for column in missing if column not in absent]
         if missing:
             raise LoadError(
                 f"{where}: the files lack the declared columns {', '.join(missing)}"
                 f" (they have: {', '.join(found)}); the table stays as it was"
+                + ("" if len(found) > 1 else "; do all lines have the same number of fields?")
             )
         # CSV is read with the declared types from the start: a text of digits alone would lose its leading zeros.
+        types = {column: kind for column, kind in source.types.items() if column in found}
         reader = READERS[suffix].format(
-            files=warehouse.literal([str(file) for file in files]), types=warehouse.literal(source.types)
+            files=warehouse.literal([str(file) for file in files]), types=warehouse.literal(types)
         )
         cast = ", ".join(
-            f"{warehouse.name(column)}::{kind} as {warehouse.name(column)}" for column, kind in source.types.items()
+            f"{warehouse.name(column)}::{kind} as {warehouse.name(column)}" for column, kind in types.items()
         )
-        connection.begin()
-        try:
+        added = "".join(f"null::{source.types[column]} as {warehouse.name(column)}," for column in absent)
+        with warehouse.transaction(connection):
             connection.execute(f"create schema if not exists {warehouse.name(source.schema)}")
             connection.execute(
                 f"""
                 create or replace table {warehouse.name(source.schema, source.table)} as
                 select
                     * exclude (_file) {f"replace ({cast})" if cast else ""},
+                    {added}
                     ?::timestamptz as _loaded_at,
                     ? as _batch_id,
                     parse_filename(_file) as _source
@@ -155,10 +162,6 @@ def load(connection: Connection, source: Source, project: Path) -> Loaded:
                     loaded_at,
                 ],
             )
-            connection.commit()
-        except BaseException:
-            connection.rollback()
-            raise
     except duckdb.Error as error:
         # What follows the first empty line are all the settings of the reader.
         reason = " ".join(str(error).partition("\n\n")[0].split())

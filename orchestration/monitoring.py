@@ -3,22 +3,22 @@
 import hashlib
 import json
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from ml import registry
 from ml.declarations import Score
 from orchestration import warehouse
-from orchestration.project import Paths
-from orchestration.training import SEED, ScoringError, current_champion, model_folder, training_set_file
+from orchestration.project import Paths, replaced
+from orchestration.training import SEED, ScoringError, current_champion, load_card, load_model, training_set_file
 from orchestration.warehouse import Connection
 
 # Rows of either side that the report reads: enough to see a shift of a few percent, few enough for any table's size.
 SAMPLED = 2000
 # Features on the page, besides the score: the time and size of Evidently's page grow with the columns, not the rows.
 CHARTED = 20
+# What the score is called beside the features, of which one may be called "score".
+PREDICTION = "the score"
 
 
 def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str, Any]:
@@ -36,23 +36,29 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         warehouse.name(score.as_of),
         (*score.entity, score.as_of),
     )
-    newest, scored_rows = warehouse.one(
+    by_date = warehouse.rows(
         connection,
         f"""
-        select as_of_date, count(*) from {predictions} where model_version = ?
+        select as_of_date, count(*) as rows from {predictions} where model_version = ?
         group by as_of_date order by as_of_date desc limit 1
         """,
         [champion["version"]],
     )
+    if not by_date:
+        raise ScoringError(
+            f"score '{score.name}': version {champion['version']} has scored nobody yet;"
+            f" materialize predictions/{score.name} first"
+        )
+    newest, scored_rows = by_date[0]["as_of_date"], by_date[0]["rows"]
     day = newest.date() if isinstance(newest, datetime) else newest
-    card = registry.load_card(model_folder(where.models, score, champion["version"]))
+    card = load_card(where, score, champion["version"])
     types = {column.name: column.type for column in card.encoder.columns}
     charted = list(card.importance)[:CHARTED]
     same_entity = " and ".join(
         f"predictions.{column} = features.{column}" for column in map(warehouse.name, score.entity)
     )
     current_query = f"""
-        select {warehouse.names(charted, "features")}, predictions.score
+        select {warehouse.names(charted, "features")}, predictions.score as {warehouse.name(PREDICTION)}
         from {warehouse.name(score.features_schema, score.features)} as features
         inner join {predictions} as predictions
             on predictions.as_of_date = features.{as_of} and {same_entity}
@@ -63,7 +69,7 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     frozen = warehouse.literal(str(training_set_file(where.training_sets, score, champion["training_set"])))
     reference_query = f"""
         select {warehouse.names([*keys, *types])} from read_parquet({frozen})
-        where {as_of}::date <= date '{champion["train_to"]}'
+        where {as_of}::date <= date '{champion["train_to"]}' and matures_on::date <= date '{champion["holdout_from"]}'
         order by hash({warehouse.names(keys)}, {SEED}), {warehouse.names(keys)}
         limit {SAMPLED}
     """
@@ -81,16 +87,16 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     from ml import prediction
     from reports.drift import drift_report
 
-    model = registry.load(model_folder(where.models, score, champion["version"]))
+    model = load_model(where, score, champion["version"])
     reference: pa.Table = connection.execute(reference_query).to_arrow_table()
     scored = prediction.score_rows(model, reference)
-    reference = reference.drop_columns(list(keys)).append_column("score", pa.array(scored))
+    reference = reference.drop_columns(list(keys)).append_column(PREDICTION, pa.array(scored))
     report = drift_report(
         reference,
         connection.execute(current_query).to_arrow_table(),
         title=f"{score.title}: drift at {day}",
         columns={name: "category" if types[name] in ("category", "boolean") else "number" for name in charted},
-        prediction="score",
+        prediction=PREDICTION,
         columns_name=f"the score and the {len(charted)} of its {len(types)} features that move it most",
         reference_name=f"what version {champion['version']} learned from,"
         f" {champion['train_from']} to {champion['train_to']}",
@@ -100,16 +106,11 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         seed=SEED,
     )
     known = {"of": of, "model_version": champion["version"], "metrics": report.metrics}
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(html, report.html)
-    _replace(figures, json.dumps(known, indent=1, default=str))
+    # The figures say what the page was made of, so they come last.
+    for file, text in ((html, report.html), (figures, json.dumps(known, indent=1, default=str))):
+        with replaced(file) as staged:
+            staged.write_text(text)
     return {"path": html, "day": day, **known, "changed": True}
-
-
-def _replace(file: Path, text: str) -> None:
-    staged = file.with_name(f".{file.name}")
-    staged.write_text(text)
-    staged.rename(file)
 
 
 def drift_asset(score: Score, where: Paths) -> dg.AssetsDefinition:

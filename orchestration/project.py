@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,13 @@ from ml.declarations import DeclarationError, Project, read_project
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DBT = Path(sys.executable).parent / "dbt"
-# What can change the manifest. A dbt project's folder may also hold data, which is not read here.
+# What can change the manifest. A CSV may be a seed, or much data: of those the size and the time tell.
 PARSED = {".sql", ".yml", ".yaml", ".md", ".csv", ".py"}
+
+
+NO_PROFILE = """
+It has no profiles.yml, which says where its warehouse is (with its own profile's name for 'shop'):
+  shop: {target: local, outputs: {local: {type: duckdb, path: "{{ env_var('SCOREHOUSE_DATA') }}/warehouse.duckdb"}}}"""
 
 
 class ProjectError(RuntimeError):
@@ -70,7 +76,7 @@ def paths() -> Paths:
     """The folders of `SCOREHOUSE_PROJECT` and `SCOREHOUSE_DATA`, by default `dbt_project` and `data` of the repository.
 
     The environment of this process and its children is set to match, so that dbt and Dagster write nowhere else.
-    Raises `ProjectError` if the project's folder has no dbt_project.yml.
+    Raises `ProjectError` if the project's folder has no dbt_project.yml, or the data folder can't be written to.
     """
     project = Path(os.environ.get("SCOREHOUSE_PROJECT") or REPOSITORY / "dbt_project").resolve()
     data = Path(os.environ.get("SCOREHOUSE_DATA") or REPOSITORY / "data").resolve()
@@ -79,6 +85,14 @@ def paths() -> Paths:
         raise ProjectError(
             f"{project}: no dbt_project.yml there; set SCOREHOUSE_PROJECT to the folder of a dbt project"
         )
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data):
+            pass
+    except OSError as error:
+        raise ProjectError(
+            f"{data}: can't be written to ({error.strerror}); set SCOREHOUSE_DATA to a folder that can"
+        ) from None
     os.environ |= {
         "SCOREHOUSE_PROJECT": str(project),
         "SCOREHOUSE_DATA": str(data),
@@ -101,6 +115,22 @@ def exclusively(lock: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `file` once its content is on the disk: whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.new")
+    yield staged
+    for written in (staged, file.parent):
+        handle = os.open(written, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if written == staged:
+            staged.replace(file)
+
+
 def prepare_manifest(where: Paths) -> Path:
     """The path of the project's manifest.json, parsed by dbt if any file it is made of has changed since.
 
@@ -108,12 +138,15 @@ def prepare_manifest(where: Paths) -> Path:
     """
     manifest, mark = where.dbt_target / "manifest.json", where.dbt_target / "manifest.of"
     with exclusively(where.data / "dbt" / "manifest.lock"):
-        current = _fingerprint(where)
-        if manifest.is_file() and mark.is_file() and mark.read_text() == current:
+        read = _fingerprint(where)
+        if mark.is_file() and manifest.is_file() and mark.read_text() == _mark(read, manifest):
             return manifest
         arguments = [
             str(DBT),
             "--quiet",
+            "--no-use-colors",
+            # Parsing what has changed alone misses names given twice, and remembers them when they are gone.
+            "--no-partial-parse",
             "parse",
             "--project-dir",
             str(where.project),
@@ -124,20 +157,28 @@ def prepare_manifest(where: Paths) -> Path:
         if parsed.returncode != 0:
             raise ProjectError(
                 f"{where.project}: dbt can't parse the project:\n{(parsed.stdout + parsed.stderr).strip()}"
+                + ("" if (where.project / "profiles.yml").is_file() else NO_PROFILE)
             )
-        mark.write_text(current)
+        mark.write_text(_mark(read, manifest))
         return manifest
+
+
+def _mark(read: str, manifest: Path) -> str:
+    """Of what was read and what came of it: the dbt command line writes its manifest to the same place."""
+    return f"{read} {hashlib.sha256(manifest.read_bytes()).hexdigest()}"
 
 
 def _fingerprint(where: Paths) -> str:
     """Of all that a manifest is made of: the files, where they are, and the dbt that reads them."""
     found = hashlib.sha256(f"{where} {importlib.metadata.version('dbt-core')}".encode())
     for folder, below, files in os.walk(where.project):
-        below[:] = sorted(name for name in below if name not in ("target", "logs"))
-        for name in sorted(files):
-            if Path(name).suffix in PARSED:
-                file = Path(folder) / name
-                found.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
+        below[:] = sorted(
+            name for name in below if Path(folder) != where.project or name not in ("target", "logs", ".git")
+        )
+        for file in (Path(folder) / name for name in sorted(files) if Path(name).suffix in PARSED):
+            stat = file.stat()
+            content = f"{stat.st_size} {stat.st_mtime_ns}".encode() if file.suffix == ".csv" else file.read_bytes()
+            found.update(str(file).encode() + b"\0" + content + b"\0")
     return found.hexdigest()
 
 
@@ -150,8 +191,9 @@ def load_project(where: Paths) -> Project:
 
     Raises `ProjectError` if dbt can't parse the project, `DeclarationError` if a declaration is wrong.
     """
+    manifest = read_manifest(prepare_manifest(where))
     variables = yaml.safe_load((where.project / "dbt_project.yml").read_text()).get("vars") or {}
-    return read_project(read_manifest(prepare_manifest(where)), variables, where.project.name)
+    return read_project(manifest, variables, where.project.name)
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import dagster as dg
 from ml.declarations import Project, Score
 from orchestration import warehouse
 from orchestration.project import Paths
-from orchestration.training import ScoringError, current_champion, engine, model_folder
+from orchestration.training import ScoringError, current_champion, engine, load_card, model_folder
 from orchestration.warehouse import Connection
 
 KEPT_GENERATIONS = 3
@@ -25,7 +26,10 @@ class PublishedDiffers(RuntimeError):
 
 
 def published_key(score: Score) -> str:
-    """SQL of the customer's id as applications write it: the text that `serving.store.customer_key` makes of a row."""
+    """SQL of the customer's id as applications write it: the key as the warehouse writes it as text.
+
+    Parts of a composite key are joined as `serving.store.customer_key` joins texts.
+    """
     texts = [f"cast({warehouse.name(column)} as varchar)" for column in score.entity]
     if len(texts) == 1:
         return texts[0]
@@ -54,7 +58,15 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
             f" after {champion['train_to']}?"
         )
     of_newest = f"from {predictions} where model_version = {version} and as_of_date = '{newest}'"
-    rows, ids = warehouse.one(connection, f"select count(*), count(distinct {published_key(score)}) {of_newest}")
+    key = published_key(score)
+    rows, ids, nulls = warehouse.one(
+        connection, f"select count(*), count(distinct {key}), count(*) filter ({key} is null) {of_newest}"
+    )
+    if nulls:
+        raise ScoringError(
+            f"score '{score.name}': {nulls} rows of {predictions} at {newest} have no {' or no '.join(score.entity)};"
+            f" each row of {score.features} needs its keys (a not_null test would have told earlier)"
+        )
     if rows != ids:
         raise ScoringError(
             f"score '{score.name}': {rows - ids} customers appear twice in {predictions} at {newest};"
@@ -64,7 +76,7 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         connection.execute(f"select band, count(*) {of_newest} and band is not null group by 1").fetchall()
     )
     _, content = warehouse.content_hash(connection, f"select * exclude (scored_at) {of_newest}")
-    card = json.loads((model_folder(where.models, score, version) / "card.json").read_bytes())
+    card = load_card(where, score, version)
     told = {
         "score": score.name,
         "title": score.title,
@@ -79,8 +91,8 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         "model_version": version,
         "bands": score.bands,
         "band_counts": {band: band_counts.get(band, 0) for band in score.bands},
-        "metrics": card["metrics"],
-        "baseline": card["baseline"],
+        "metrics": _measured(card.metrics),
+        "baseline": _measured(card.baseline),
         "rows": rows,
     }
     digest = hashlib.sha256(json.dumps([told, content, engine()], default=str).encode()).hexdigest()
@@ -109,6 +121,11 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     store.flip(where.generations, score.name, generation.generation)
     store.prune(where.generations, score.name, keep=KEPT_GENERATIONS)
     return {**served, "compared": compared, "changed": True}
+
+
+def _measured(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """The metrics as JSON can tell them, which has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
 def _is_sound(folder: Path) -> bool:
@@ -162,13 +179,13 @@ def _compare(connection: Connection, score: Score, folder: Path, of_newest: str)
 
     from serving import store
 
-    keys = warehouse.names(score.entity)
+    key = published_key(score)
     sample = warehouse.rows(
-        connection, f"select {keys}, score, band {of_newest} order by hash({keys}) limit {COMPARED}"
+        connection, f"select {key} as customer_id, score, band {of_newest} order by hash({key}) limit {COMPARED}"
     )
     with store.open_store(folder) as opened:
         for row in sample:
-            customer_id = store.customer_key([row[column] for column in score.entity])
+            customer_id = row["customer_id"]
             stored = opened.get(customer_id)
             found = msgspec.json.decode(stored, type=store.CustomerScore) if stored else None
             if found is None or (found.value, found.band) != (row["score"], row["band"]):

@@ -1,14 +1,16 @@
 """`make run`: the job `everything`, in this process, shown while it happens and recorded where `make ui` looks."""
 
 import argparse
-import fcntl
 import importlib
 import json
 import os
+import shlex
 import sys
 import time
+import traceback
+import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,15 +18,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ml.declarations import DeclarationError, Project
-from orchestration.instance import BY, alive_file, open_instance
-from orchestration.project import Paths, ProjectError, load_project, paths
+from orchestration.instance import alive, open_instance
+from orchestration.project import REPOSITORY, Paths, ProjectError, load_project, paths
+from orchestration.warehouse import WarehouseError
+from serving import store
+from serving.generation import CorruptGeneration
 
 if TYPE_CHECKING:
     from dagster import EventLogEntry
+
+
+DEFAULT_PORTS = {"PORT": 8000, "UI_PORT": 3000}
+MOST_LINES = 20  # of what dbt says of a failed node
+MADE_ANEW = "an incremental model keeps such rows: mend what they come from, then make run FULL_REFRESH=1"
+# Shown with the run in the UI.
+BY = {"scorehouse/by": "make run"}
 
 
 class Display:
@@ -33,7 +46,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.steps: dict[str, float] = {}
-        self.passed = 0
+        self.passed = self.failed = 0
         self.failures: list[tuple[str, str]] = []
         self.changed: dict[str, bool] = {}
         columns = (
@@ -89,13 +102,17 @@ class Display:
         if check.passed:
             self.passed += 1
             return
+        self.failed += 1
         asset = ".".join(check.asset_key.path)
         told = "; ".join(
             str(value.value)
             for key, value in check.metadata.items()
             if key in ("difference",) or check.check_name == "gate"
         )
-        sign = "[yellow]![/]" if check.severity.value == "WARN" else "[red]✗[/]"
+        warns = check.severity.value == "WARN"
+        if warns and check.check_name == "gate":
+            told += "; the champion goes on scoring"
+        sign = "[yellow]![/]" if warns else "[red]✗[/]"
         self.console.print(
             f"{sign} {asset}: check {check.check_name} failed{': ' + told if told else ''}", highlight=False
         )
@@ -133,7 +150,7 @@ def full_log(folder: Path) -> Iterator[tuple[Path, TextIO]]:
 
 
 def reasons_of_dbt(where: Paths) -> list[tuple[str, str]]:
-    """The nodes that failed in dbt's last invocation, each with the first line of why."""
+    """The nodes that failed in dbt's last invocation, each with why in dbt's words, and where its SQL is."""
     results = sorted(where.dbt_target.glob("dbt_build-*/run_results.json"), key=lambda file: file.stat().st_mtime)
     if not results:
         return []
@@ -141,16 +158,24 @@ def reasons_of_dbt(where: Paths) -> list[tuple[str, str]]:
         result for result in json.loads(results[-1].read_bytes())["results"] if result["status"] in ("error", "fail")
     ]
     return [
-        (result["unique_id"].partition(".")[2], " ".join((result["message"] or result["status"]).split()))
-        for result in failed
+        (result["unique_id"].partition(".")[2], _in_short(result, results[-1].parent / "compiled")) for result in failed
     ]
+
+
+def _in_short(result: Mapping[str, Any], compiled: Path) -> str:
+    """What dbt says of a failed node, without the macros that it went through, and the file with its compiled SQL."""
+    lines = (result["message"] or result["status"]).strip().splitlines()
+    told = [line.rstrip() for line in lines if line.strip() and not line.strip().startswith((">", "compiled code at"))]
+    sql = next(compiled.rglob(f"{result['unique_id'].split('.')[2]}.sql"), None)
+    where = [f"its SQL: {sql}"] if sql else []
+    hint = [MADE_ANEW] if result["unique_id"].startswith("test.") else []
+    return "\n  ".join([*(line.strip() for line in told[:MOST_LINES]), *where, *hint])
 
 
 def summary(project: Project, where: Paths) -> Table:
     """Per score: its gate with the figures, its champion, and what is served."""
     from orchestration import versions, warehouse
     from orchestration.training import described
-    from serving import store
     from serving.generation import read_manifest
 
     table = Table(title="Scores", title_justify="left", show_lines=True)
@@ -158,18 +183,18 @@ def summary(project: Project, where: Paths) -> Table:
         table.add_column(title, justify="right" if title == "customers published" else "left")
     with warehouse.open_warehouse(where.warehouse) as connection:
         for score in project.scores:
-            champion = versions.champion(connection, score)
-            newest = versions.next_version(connection, score) - 1
-            gate = "\n".join(
-                f"{'✓' if result.passed else '✗'} {described(result)}"
-                for result in versions.gate_of(connection, score, newest)
-            )
+            champion, newest = versions.champion(connection, score), versions.newest_version(connection, score)
+            verdict = versions.gate_of(connection, score, newest["version"]) if newest else []
+            gate = "\n".join(f"{'✓' if result.passed else '✗'} {described(result)}" for result in verdict)
             served = store.current(where.generations, score.name)
             generation = read_manifest(where.generations / score.name / served) if served else None
+            promoted = f"version {champion['version']}" if champion else "none"
+            if champion and newest and champion["version"] == newest["version"] and not all(r.passed for r in verdict):
+                promoted += "\n(by an earlier gate)"
             table.add_row(
                 score.name,
                 gate,
-                f"version {champion['version']}" if champion else "none",
+                promoted,
                 str(generation.as_of_date) if generation else "-",
                 f"{generation.rows:,}" if generation else "0",
             )
@@ -193,11 +218,20 @@ def run(full_refresh: bool = False) -> int:
         )
         try:
             return _run(where, console, log, full_refresh)
-        except (DeclarationError, ProjectError) as error:
+        except (DeclarationError, ProjectError, WarehouseError, CorruptGeneration) as error:
             for line in str(error).splitlines():
                 console.print(
                     f"[red]✗[/] {line}" if not line.startswith(" ") else line, highlight=False, soft_wrap=True
                 )
+            return 1
+        except Exception as error:
+            traceback.print_exc()  # into the log
+            reason = (str(error).strip() or "no reason was given").splitlines()[0]
+            console.print(
+                f"[red]✗[/] {escape(f'{type(error).__name__}: {reason}')}\nRead more in {log}",
+                highlight=False,
+                soft_wrap=True,
+            )
             return 1
         except KeyboardInterrupt:
             console.print("[yellow]stopped[/]: what was published before serves on; run again to go on")
@@ -212,28 +246,30 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
             importing = beside.submit(importlib.import_module, "orchestration.definitions")
             project = load_project(where)
             importing.result()
-        import dagster as dg
-
         from orchestration.definitions import define
 
         job = define(where).resolve_job_def("everything")
         instance = open_instance(where)
         display.progress.update(display.task, total=len(set(job.asset_layer.executable_asset_keys)))
-        run_id = dg._core.utils.make_new_run_id()
+        run_id = str(uuid.uuid4())
         instance.add_event_listener(run_id, display)
         config = {"ops": {"dbt_build": {"config": {"full_refresh": full_refresh}}}}
-        with alive_file(where, run_id).open("w") as alive:
-            fcntl.flock(alive, fcntl.LOCK_EX)
+        with alive(where, run_id):
             result = job.execute_in_process(
                 instance=instance, run_id=run_id, raise_on_error=False, tags=BY, run_config=config
             )
-    alive_file(where, run_id).unlink(missing_ok=True)
     seconds = time.monotonic() - started
     if display.failures or not result.success:
+        # A cause that several steps share is told once.
+        alike: dict[str, list[str]] = {}
         for step, reason in display.failures:
             reasons = reasons_of_dbt(where) if step == "dbt_build" else []
             for thing, why in reasons or [(step, reason)]:
-                console.print(f"[red]✗[/] {thing}: {why}", highlight=False, soft_wrap=True)
+                alike.setdefault(why, []).append(thing)
+        for why, (thing, *others) in alike.items():
+            if others:
+                thing += f" and {len(others)} more"
+            console.print(f"[red]✗[/] {escape(f'{thing}: {why}')}", highlight=False, soft_wrap=True)
         console.print(
             f"[red]Failed[/] after {seconds:.0f} s; what was published before serves on."
             f" Read more in {log} or with `make ui`.",
@@ -241,12 +277,26 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
         )
         return 1
     console.print(summary(project, where))
-    console.print(f"Done in {seconds:.0f} s; {display.passed} checks passed. Next:", highlight=False)
-    console.print(
-        "  make serve    API and pages on http://127.0.0.1:8000\n  make ui       lineage and runs on http://127.0.0.1:3000",
-        highlight=False,
-    )
+    for score in sorted(set(store.published_scores(where.generations)) - {score.name for score in project.scores}):
+        console.print(
+            f"[yellow]![/] {score} is served on, but no longer declared; to end that, remove"
+            f" {where.generations / score} and restart the API",
+            highlight=False,
+            soft_wrap=True,
+        )
+    failed = f", {display.failed} failed" if display.failed else ""
+    console.print(f"Done in {seconds:.0f} s; {display.passed} checks passed{failed}. Next:", highlight=False)
+    for target, what, port in (("serve", "API and pages", "PORT"), ("ui", "lineage and runs", "UI_PORT")):
+        command = f"{_settings(where)}make {target}"
+        address = f"http://127.0.0.1:{os.environ.get(f'SCOREHOUSE_{port}') or DEFAULT_PORTS[port]}"
+        console.print(f"  {command:<13} {what} on {address}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _settings(where: Paths) -> str:
+    """What a shell needs before a command that is to find the same project and data."""
+    defaults = {"PROJECT": (where.project, REPOSITORY / "dbt_project"), "DATA": (where.data, REPOSITORY / "data")}
+    return "".join(f"SCOREHOUSE_{name}={shlex.quote(str(is_))} " for name, (is_, by) in defaults.items() if is_ != by)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """From a champion to scores in the warehouse."""
 
-from collections.abc import Iterator
+import hashlib
+import json
 from datetime import UTC, date, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -9,83 +11,121 @@ import dagster as dg
 from ml.declarations import Score
 from orchestration import versions, warehouse
 from orchestration.project import Paths
-from orchestration.training import ScoringError, current_champion, model_folder
+from orchestration.training import ScoringError, current_champion, engine, load_model
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from ml.registry import Model
 
 
 def score_dates(connection: Connection, score: Score, champion: dict[str, Any], where: Paths) -> tuple[list[date], int]:
     """Scores every as-of date after the champion's training data whose rows are new or changed; gives dates and rows.
 
-    Each date is replaced whole, all in one transaction; rows stream through in Arrow batches.
+    Each date is replaced whole, and one that the features no longer have is withdrawn, all in one transaction; rows
+    stream through in Arrow batches. Raises `ScoringError` if there is nobody to score, the champion can't read the
+    features as they are now, or the table of predictions is another entity's.
     """
     features, predictions = (
         warehouse.name(score.features_schema, score.features),
         warehouse.name("predictions", score.name),
     )
-    as_of = warehouse.name(score.as_of)
+    version, as_of = champion["version"], warehouse.name(score.as_of)
     columns = warehouse.names([*score.entity, score.as_of, *(column.name for column in score.columns)])
     query = f"select {columns} from {features} where {as_of}::date > date '{champion['train_to']}'"
+    # What else decides a prediction: the same rows are scored again under other bands.
+    setting = hashlib.sha256(json.dumps([score.bands, engine()]).encode()).hexdigest()[:8]
     per_date = warehouse.rows(
         connection,
         f"""
-        select {as_of}::date as as_of_date, count(*) as rows, count(*) || '-' || sum(hash(content)::hugeint) as features
-        from ({query}) as content group by 1 order by 1
+        select
+            {as_of}::date as as_of_date,
+            count(*) as rows,
+            count(*) || '-' || sum(hash(content)::hugeint) || '-{setting}' as made_from
+        from ({query}) as content
+        group by 1
+        order by 1
         """,
     )
-    scored = (
-        versions.scored_dates(connection, score, champion["version"])
-        if warehouse.exists(connection, "predictions", score.name)
-        else {}
-    )
-    due = [row for row in per_date if scored.get(row["as_of_date"]) != row["features"]]
-    if not due:
-        if not per_date:
-            raise ScoringError(
-                f"score '{score.name}': {features} has no rows after {champion['train_to']}, up to which version"
-                f" {champion['version']} was trained, so there is nobody to score"
-            )
+    if not per_date:
+        raise ScoringError(
+            f"score '{score.name}': {features} has no rows after {champion['train_to']}, up to which version {version}"
+            " was trained, so there is nobody to score"
+        )
+    _make_table(connection, score)
+    scored = versions.scored_dates(connection, score, version)
+    due = [row for row in per_date if scored.get(row["as_of_date"]) != row["made_from"]]
+    withdrawn = sorted(scored.keys() - {row["as_of_date"] for row in per_date})
+    replaced = [*withdrawn, *(row["as_of_date"] for row in due)]
+    if not replaced:
         return [], 0
 
+    from ml.encoding import EncodingError
+
+    model = load_model(where, score, version)
+    scored_at = datetime.now(UTC)
+    listed = ", ".join(f"date '{day}'" for day in replaced)
+    of_dates = f"model_version = {version} and as_of_date::date in ({listed})"
+    ordered = f"{query} and {as_of}::date in ({listed}) order by {warehouse.names([score.as_of, *score.entity])}"
+    with warehouse.transaction(connection):
+        connection.execute(f"delete from {predictions} where {of_dates}")
+        versions.forget_scored_dates(connection, score, version, replaced)
+        try:
+            _insert(connection, predictions, model, score, ordered, scored_at)
+        except EncodingError as error:
+            raise ScoringError(
+                f"score '{score.name}': its champion, version {version}, can't read the rows of {features}: {error};"
+                " either the column comes back, or a version trained without it passes the gate"
+            ) from None
+        versions.record_scored_dates(connection, score, version, due, scored_at)
+    return [row["as_of_date"] for row in due], sum(row["rows"] for row in due)
+
+
+def _insert(
+    connection: Connection, predictions: str, model: "Model", score: Score, rows: str, scored_at: datetime
+) -> None:
+    """Writes the predictions of the rows of a query, as they stream through the model."""
     import pyarrow as pa
 
-    from ml import prediction, registry
+    from ml import prediction
 
-    model = registry.load(model_folder(where.models, score, champion["version"]))
-    scored_at = datetime.now(UTC)
-    dates = ", ".join(f"date '{row['as_of_date']}'" for row in due)
-    read = warehouse.batches(
-        connection, f"{query} and {as_of}::date in ({dates}) order by {warehouse.names([score.as_of, *score.entity])}"
+    given = (
+        prediction.score_batch(model, score, batch, scored_at)
+        for batch in warehouse.batches(connection, rows)
+        if batch.num_rows
     )
-    given = (prediction.score_batch(model, score, batch, scored_at) for batch in read)
-    first = next(given)
-
-    def all_batches() -> Iterator["pa.RecordBatch"]:
-        yield first
-        yield from given
-
-    incoming = pa.RecordBatchReader.from_batches(first.schema, all_batches())
-    connection.execute("create schema if not exists predictions")
-    connection.begin()
+    first = next(given, None)
+    if first is None:  # all dates were withdrawn
+        return
+    connection.register("incoming", pa.RecordBatchReader.from_batches(first.schema, chain([first], given)))
     try:
-        # An empty table of the same shape makes the table; the reader itself can be read only once.
-        connection.register("incoming", first.schema.empty_table())
-        connection.execute(f"create table if not exists {predictions} as select * from incoming")
-        connection.register("incoming", incoming)
-        connection.execute(
-            f"delete from {predictions} where model_version = {champion['version']} and as_of_date::date in ({dates})"
-        )
         connection.execute(f"insert into {predictions} by name select * from incoming")
-        versions.record_scored_dates(connection, score, champion["version"], due, scored_at)
-        connection.commit()
-    except BaseException:
-        connection.rollback()
-        raise
     finally:
         connection.unregister("incoming")
-    return [row["as_of_date"] for row in due], sum(row["rows"] for row in due)
+
+
+def _make_table(connection: Connection, score: Score) -> None:
+    """The table of a score's predictions, whose keys have the types that they have in the features."""
+    types = warehouse.columns(connection, score.features_schema, score.features)
+    expected = {
+        **{column: types[column] for column in score.entity},
+        "as_of_date": types[score.as_of],
+        "score": "DOUBLE",
+        "band": "VARCHAR",
+        "reasons": 'STRUCT(feature VARCHAR, "value" VARCHAR, contribution DOUBLE)[]',
+        "model_version": "INTEGER",
+        "scored_at": "TIMESTAMP WITH TIME ZONE",
+    }
+    table = warehouse.name("predictions", score.name)
+    columns = ", ".join(f"{warehouse.name(column)} {kind}" for column, kind in expected.items())
+    connection.execute(f"create schema if not exists predictions; create table if not exists {table} ({columns})")
+    found = warehouse.columns(connection, "predictions", score.name)
+    if found != expected:
+        differ = ", ".join(sorted({f"{column} {kind}" for column, kind in found.items() ^ expected.items()}))
+        old = warehouse.name(f"{score.name}_old")
+        raise ScoringError(
+            f"score '{score.name}': the predictions of before have other columns than those of now ({differ});"
+            f" keep them under another name and run again: alter table {table} rename to {old}"
+        )
 
 
 def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.AssetsDefinition:
@@ -105,8 +145,11 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
         with warehouse.open_warehouse(where.warehouse) as connection:
             champion = current_champion(connection, score)
             dates, rows = score_dates(connection, score, champion, where)
-            query = "select count(*), max(as_of_date)::date from predictions.{} where model_version = ?"
-            total, newest = warehouse.one(connection, query.format(warehouse.name(score.name)), [champion["version"]])
+            query = f"""
+                select count(*), max(as_of_date)::date from {warehouse.name("predictions", score.name)}
+                where model_version = ?
+            """
+            total, newest = warehouse.one(connection, query, [champion["version"]])
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": total,

@@ -6,23 +6,32 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from ml.declarations import Project, Score
+from ml.encoding import EncodingError
 from ml.evaluation import GateResult, check_gate
 from orchestration import versions, warehouse
 from orchestration.project import Paths
 from orchestration.warehouse import Connection
+
+if TYPE_CHECKING:
+    from ml.registry import Card, Model
 
 SEED = 0
 
 
 class ScoringError(RuntimeError):
     """A score can't be trained, given or published: which, why, and what to do."""
+
+
+class DamagedModel(ScoringError):
+    """A version whose files are gone or changed; the message says where there may be copies."""
 
 
 def clock(project: Project) -> date:
@@ -95,6 +104,36 @@ def model_folder(folder: Path, score: Score, version: int) -> Path:
     return folder / score.name / str(version)
 
 
+def load_card(where: Paths, score: Score, version: int) -> "Card":
+    """A version's card. Raises `DamagedModel` if its file is not as it was saved."""
+    from ml import registry
+
+    with _told(where, score, version):
+        return registry.load_card(model_folder(where.models, score, version))
+
+
+def load_model(where: Paths, score: Score, version: int) -> "Model":
+    """A version's model, ready to score. Raises `DamagedModel` if its files are not as they were saved."""
+    from ml import registry
+
+    with _told(where, score, version):
+        return registry.load(model_folder(where.models, score, version))
+
+
+@contextmanager
+def _told(where: Paths, score: Score, version: int) -> Iterator[None]:
+    from ml.registry import CorruptModel
+
+    try:
+        yield
+    except CorruptModel as error:
+        copies = where.generations / score.name / f"*-v{version}-*"
+        raise DamagedModel(
+            f"score '{score.name}': version {version} can't be read: {error}; bring model.cbm and card.json back,"
+            f" of which each generation has a copy ({copies})"
+        ) from None
+
+
 def train_version(connection: Connection, score: Score, training_set: str, where: Paths, log: Any) -> dict[str, Any]:
     """Trains a candidate on a frozen training set, saves and records it; gives its row of `ml.model_versions`."""
     import pyarrow.parquet as pq
@@ -114,9 +153,15 @@ def train_version(connection: Connection, score: Score, training_set: str, where
     champion = versions.champion(connection, score)
     champion_metrics = None
     if champion is not None:
-        model = registry.load(model_folder(where.models, score, champion["version"]))
-        champion_metrics = training.champion_metrics(model, candidate.holdout)
-    version = versions.next_version(connection, score)
+        try:
+            champion_metrics = training.champion_metrics(
+                load_model(where, score, champion["version"]), candidate.holdout
+            )
+        except (EncodingError, DamagedModel) as error:  # it can't score anybody any more: as if there were none
+            log.warning(f"version {champion['version']}, the champion, can't be compared with: {error}")
+            champion = None
+    newest = versions.newest_version(connection, score)
+    version = newest["version"] + 1 if newest else 1
     folder = model_folder(where.models, score, version)
     # A folder without its row is what a killed run left: the row is written after the folder is whole.
     shutil.rmtree(folder, ignore_errors=True)
@@ -125,14 +170,28 @@ def train_version(connection: Connection, score: Score, training_set: str, where
     )
     card = registry.save(folder, candidate.booster, made)
     versions.record_version(connection, card, engine(), champion_metrics, champion["version"] if champion else None)
-    found = versions.version_trained_on(connection, score, training_set, engine())
+    found = versions.newest_version(connection, score)
     assert found is not None, "the version just recorded"
     return found
 
 
+def is_whole(where: Paths, score: Score, version: dict[str, Any]) -> bool:
+    """Whether the files of a version are as they were saved."""
+    from ml import registry
+
+    try:
+        return registry.verify(model_folder(where.models, score, version["version"])) == str(version["booster_sha256"])
+    except registry.CorruptModel:
+        return False
+
+
 def engine() -> str:
-    """What else than data decides what a training gives: another version of these trains again."""
-    return " ".join(f"{package} {importlib.metadata.version(package)}" for package in ("scorehouse", "catboost"))
+    """What else than data decides what a training gives, and what is known of it: where it differs, train again."""
+    from ml.training import recipe
+
+    packages = ("scorehouse", "catboost", "scikit-learn", "numpy")
+    versions_of = " ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    return f"{versions_of} seed {SEED} recipe {recipe()}"
 
 
 def judge(connection: Connection, score: Score, version: dict[str, Any]) -> list[GateResult]:
@@ -150,13 +209,15 @@ def judge(connection: Connection, score: Score, version: dict[str, Any]) -> list
 
 def current_champion(connection: Connection, score: Score) -> dict[str, Any]:
     """The champion's row of `ml.model_versions`. Raises `ScoringError`, with what failed, if there is none."""
+    versions.create_tables(connection)
     champion = versions.champion(connection, score)
     if champion is None:
-        newest = versions.next_version(connection, score) - 1
-        failed = [described(result) for result in versions.gate_of(connection, score, newest) if not result.passed]
+        newest = versions.newest_version(connection, score)
+        verdict = versions.gate_of(connection, score, newest["version"]) if newest else []
+        failed = [described(result) for result in verdict if not result.passed]
         raise ScoringError(
             f"score '{score.name}': no version has passed its gate yet, so nobody is scored"
-            + (f"; version {newest}: {'; '.join(failed)}" if failed else "")
+            + (f"; version {newest['version']}: {'; '.join(failed)}" if newest and failed else "")
         )
     return champion
 
@@ -222,14 +283,20 @@ def training_assets(
     )
     def model(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         with warehouse.open_warehouse(where.warehouse) as connection:
+            versions.create_tables(connection)
             current = versions.current_training_set(connection, score)
             if current is None:
                 raise ScoringError(
                     f"score '{score.name}': has no training set yet; materialize training_sets/{score.name} first"
                 )
-            version = versions.version_trained_on(connection, score, current["training_set"], engine())
-            trained = version is None
-            if version is None:
+            version = versions.newest_version(connection, score)
+            made_from = (score.kind, current["training_set"], engine())
+            trained = (
+                version is None
+                or (version["kind"], version["training_set"], version["engine"]) != made_from
+                or not is_whole(where, score, version)
+            )
+            if version is None or trained:
                 version = train_version(connection, score, current["training_set"], where, context.log)
             verdict = judge(connection, score, version)
             champion = versions.champion(connection, score)

@@ -21,7 +21,7 @@ from sqlglot.errors import SqlglotError
 
 from orchestration import warehouse
 from orchestration.lineage import column_lineage
-from orchestration.project import DBT, Paths
+from orchestration.project import DBT, Paths, replaced
 from orchestration.warehouse import Connection
 
 # dbt's own folders of earlier invocations (compiled SQL, results) that are kept to look things up in.
@@ -79,20 +79,23 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
         name="dbt_build",
     )
     def dbt_build(context: dg.AssetExecutionContext, dbt: DbtCliResource, config: Build) -> Iterator[Any]:
-        arguments = [
-            "build",
-            "--exclude-resource-type",
-            "unit_test",
-            *(["--full-refresh"] if config.full_refresh else []),
-        ]
-        invocation = dbt.cli(arguments, context=context)
+        defined = definitions(manifest)
+        built = where.data / "dbt" / "built.json"
+        outdated = redefined(manifest, defined, json.loads(built.read_bytes())) if built.is_file() else []
+        if outdated:
+            context.log.info(f"building from scratch: {', '.join(outdated)} as now defined differ from what is built")
+        arguments = ["build", "--exclude-resource-type", "unit_test"]
         events, failure = [], None
-        try:
-            for event in invocation.stream():
-                events.append(event)
-                context.log.info(f"dbt: {event.metadata['unique_id'].value} done, {len(events)} so far")
-        except Exception as error:
-            failure = error
+        with warehouse.reserved(where.warehouse):
+            invocation = dbt.cli(
+                [*arguments, *(["--full-refresh"] if config.full_refresh or outdated else [])], context=context
+            )
+            try:
+                for event in invocation.stream():
+                    events.append(event)
+                    context.log.info(f"dbt: {event.metadata['unique_id'].value} done, {len(events)} so far")
+            except Exception as error:
+                failure = error
         # The warehouse is free again only now: rows and lineage of what was built are read in one go.
         with warehouse.open_warehouse(where.warehouse) as connection:
             for event in events:
@@ -102,8 +105,49 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
         _prune(where)
         if failure is not None:
             raise failure
+        with replaced(built) as staged:
+            staged.write_text(json.dumps(defined))
 
     return dbt_build
+
+
+def definitions(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Model -> checksum of its SQL, its materialization, and the project's own macros that it calls."""
+    own = manifest["metadata"]["project_name"]
+    macros = {unique_id: macro for unique_id, macro in manifest["macros"].items() if macro["package_name"] == own}
+
+    def called(caller: Mapping[str, Any]) -> set[str]:
+        direct = [macros[unique_id] for unique_id in caller["depends_on"]["macros"] if unique_id in macros]
+        return {macro["macro_sql"] for macro in direct}.union(*map(called, direct))
+
+    def checksum(node: Mapping[str, Any]) -> str:
+        made_of = [node["checksum"]["checksum"], node["config"]["materialized"], *sorted(called(node))]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    return {
+        unique_id: checksum(node) for unique_id, node in manifest["nodes"].items() if node["resource_type"] == "model"
+    }
+
+
+def redefined(manifest: Mapping[str, Any], defined: Mapping[str, str], built: Mapping[str, str]) -> list[str]:
+    """The incremental models whose rows were built by another definition, their own or that of a model they read.
+
+    dbt would add new rows to the old ones, and one column would then hold two definitions.
+    """
+    parents = {unique_id: manifest["nodes"][unique_id]["depends_on"]["nodes"] for unique_id in defined}
+
+    def differs(unique_id: str) -> bool:
+        return unique_id in defined and (
+            defined[unique_id] != built.get(unique_id) or any(map(differs, parents[unique_id]))
+        )
+
+    return [
+        manifest["nodes"][unique_id]["name"]
+        for unique_id in defined
+        if manifest["nodes"][unique_id]["config"]["materialized"] == "incremental"
+        and unique_id in built
+        and differs(unique_id)
+    ]
 
 
 def _described(
@@ -160,8 +204,8 @@ def _lineage(
         column: sorted((ids[table], made_from) for table, made_from in deps if ids[table] != node["unique_id"])
         for column, deps in found.items()
     }
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"of": checksum, "lineage": lineage}))
+    with replaced(kept) as staged:
+        staged.write_text(json.dumps({"of": checksum, "lineage": lineage}))
     return lineage
 
 

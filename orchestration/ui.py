@@ -21,6 +21,7 @@ def main() -> None:
     dagster = str(Path(sys.executable).parent / "dagster")
     host, port = os.environ.get("SCOREHOUSE_UI_HOST", "127.0.0.1"), os.environ.get("SCOREHOUSE_UI_PORT", "3000")
     os.chdir(where.dagster_home)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # Dagster's about its own commands
     os.execv(dagster, [dagster, "dev", "--module-name", "orchestration.definitions", "--host", host, "--port", port])
 
 

@@ -32,7 +32,7 @@ TABLES = """
         evaluated_at timestamptz
     );
     create table if not exists ml.scored_dates (
-        score varchar, model_version integer, as_of_date date, rows bigint, features varchar, scored_at timestamptz
+        score varchar, model_version integer, as_of_date date, rows bigint, made_from varchar, scored_at timestamptz
     );
 """
 
@@ -60,26 +60,22 @@ def record_training_set(connection: Connection, score: Score, row: Mapping[str, 
 
 
 def champion(connection: Connection, score: Score) -> dict[str, Any] | None:
-    """The version that scores customers: the one promoted last; None before any has passed its gate."""
-    query = (
-        "select * from ml.model_versions where score = ? and promoted_at is not null order by promoted_at desc limit 1"
-    )
-    return _latest(connection, query, [score.name])
+    """The version that scores customers: the one promoted last; None before any has passed its gate.
 
-
-def version_trained_on(connection: Connection, score: Score, training_set: str, engine: str) -> dict[str, Any] | None:
-    query = """
-        select * from ml.model_versions where score = ? and kind = ? and training_set = ? and engine = ?
-        order by version desc limit 1
+    A version of another kind is no champion: where the score was a probability and is an amount now, it starts anew.
     """
-    return _latest(connection, query, [score.name, score.kind, training_set, engine])
+    query = """
+        select * from ml.model_versions where score = ? and kind = ? and promoted_at is not null
+        order by promoted_at desc limit 1
+    """
+    return _latest(connection, query, [score.name, score.kind])
 
 
-def next_version(connection: Connection, score: Score) -> int:
-    (last,) = warehouse.one(
-        connection, "select coalesce(max(version), 0) from ml.model_versions where score = ?", [score.name]
+def newest_version(connection: Connection, score: Score) -> dict[str, Any] | None:
+    """The version trained last, whatever its gate said."""
+    return _latest(
+        connection, "select * from ml.model_versions where score = ? order by version desc limit 1", [score.name]
     )
-    return int(last) + 1
 
 
 def record_version(
@@ -135,31 +131,39 @@ def gate_of(connection: Connection, score: Score, version: int) -> list[GateResu
 
 
 def record_gate(connection: Connection, score: Score, version: int, results: Sequence[GateResult]) -> None:
-    """Writes the verdict on a version, and promotes it if every condition holds."""
+    """Writes the verdict on a version, and promotes it if every condition holds: both or neither."""
     now = datetime.now(UTC)
-    for result in results:
-        connection.execute(
-            "insert into ml.gate_results values (?, ?, ?, ?, ?, ?, ?)",
-            [score.name, version, result.condition, json.dumps(result.values), result.passed, result.note, now],
-        )
-    if all(result.passed for result in results):
-        connection.execute(
-            "update ml.model_versions set promoted_at = ? where score = ? and version = ?", [now, score.name, version]
-        )
+    with warehouse.transaction(connection):
+        for result in results:
+            connection.execute(
+                "insert into ml.gate_results values (?, ?, ?, ?, ?, ?, ?)",
+                [score.name, version, result.condition, json.dumps(result.values), result.passed, result.note, now],
+            )
+        if all(result.passed for result in results):
+            connection.execute(
+                "update ml.model_versions set promoted_at = ? where score = ? and version = ?",
+                [now, score.name, version],
+            )
 
 
 def scored_dates(connection: Connection, score: Score, version: int) -> dict[date, str]:
-    """As-of date -> hash of the feature rows that a version scored."""
-    query = "select as_of_date, features from ml.scored_dates where score = ? and model_version = ?"
+    """As-of date -> hash of what a version's predictions of that date were made from."""
+    query = "select as_of_date, made_from from ml.scored_dates where score = ? and model_version = ?"
     return dict(connection.execute(query, [score.name, version]).fetchall())
+
+
+def forget_scored_dates(connection: Connection, score: Score, version: int, dates: Sequence[date]) -> None:
+    for day in dates:
+        connection.execute(
+            "delete from ml.scored_dates where score = ? and model_version = ? and as_of_date = ?",
+            [score.name, version, day],
+        )
 
 
 def record_scored_dates(
     connection: Connection, score: Score, version: int, dates: Sequence[Mapping[str, Any]], scored_at: datetime
 ) -> None:
-    """Replaces what is known of these dates; each has as_of_date, rows, features."""
+    """Adds dates; each has as_of_date, rows, made_from."""
     for row in dates:
-        key = [score.name, version, row["as_of_date"]]
-        connection.execute("delete from ml.scored_dates where score = ? and model_version = ? and as_of_date = ?", key)
-        values = [*key, row["rows"], row["features"], scored_at]
+        values = [score.name, version, row["as_of_date"], row["rows"], row["made_from"], scored_at]
         connection.execute("insert into ml.scored_dates values (?, ?, ?, ?, ?, ?)", values)

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+
+from orchestration.project import exclusively, replaced
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,11 +25,10 @@ class WarehouseError(RuntimeError):
 
 @contextmanager
 def open_warehouse(file: Path) -> Iterator[Connection]:
-    """The one connection that may write. Whoever opens it holds the pool `warehouse`, so writers queue.
+    """The one connection that may write, once every other writer of the engine is done.
 
-    Raises `WarehouseError` if another process holds the file or it is no database.
+    Raises `WarehouseError` if a program that is none of the engine's holds the file, or it is no sound database.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     limits: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": os.environ.get("SCOREHOUSE_MEMORY_LIMIT", "4GB"),
         "temp_directory": str(file.parent / "tmp"),
@@ -35,16 +36,32 @@ def open_warehouse(file: Path) -> Iterator[Connection]:
         "autoinstall_known_extensions": False,
         "TimeZone": "UTC",
     }
-    try:
-        connection = duckdb.connect(str(file), config=limits)
-    except duckdb.IOException as error:
-        raise WarehouseError(
-            f"{file}: can't be opened; close the other program that has it open and run again ({error})"
-        ) from None
-    try:
-        yield connection
-    finally:
-        connection.close()
+    with reserved(file):
+        try:
+            connection = duckdb.connect(str(file), config=limits)
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            if "lock" in reason:
+                raise WarehouseError(
+                    f"{file}: another program has it open; close it and run again ({reason})"
+                ) from None
+            raise WarehouseError(
+                f"{file}: can't be opened: {reason}. If it is damaged, bring a copy back, or remove it: all is built"
+                " anew then, except the predictions and verdicts of the past"
+            ) from None
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def reserved(file: Path) -> AbstractContextManager[None]:
+    """Holds the warehouse for this process, or one that it starts, and waits for the one that holds it.
+
+    Dagster's pool `warehouse` queues the steps of runs, and shows them waiting; this also holds between a run's steps
+    and what happens before and after them.
+    """
+    return exclusively(file.with_name(f"{file.name}.lock"))
 
 
 def name(*parts: str) -> str:
@@ -88,6 +105,19 @@ def batches(connection: Connection, query: str) -> Iterator["pa.RecordBatch"]:
     yield from connection.cursor().sql(query).to_arrow_reader(BATCH)
 
 
+@contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """All that is written within, or none of it."""
+    connection.begin()
+    try:
+        yield
+        connection.commit()
+    except BaseException:
+        with suppress(duckdb.TransactionException):  # there is none any more after some errors, as of a full disk
+            connection.rollback()
+        raise
+
+
 def exists(connection: Connection, schema: str, table: str) -> bool:
     query = "select count(*) from information_schema.tables where table_schema = ? and table_name = ?"
     return bool(one(connection, query, [schema, table])[0])
@@ -110,9 +140,5 @@ def content_hash(connection: Connection, query: str) -> tuple[int, str]:
 
 def freeze(connection: Connection, query: str, file: Path) -> None:
     """Writes the rows of a query to a Parquet file, in their order; a file is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staged = file.with_name(f".{file.name}.{os.getpid()}")
-    connection.execute(f"copy ({query}) to {literal(str(staged))} (format parquet, compression zstd)")
-    with staged.open("rb") as written:
-        os.fsync(written.fileno())
-    staged.rename(file)
+    with replaced(file) as staged:
+        connection.execute(f"copy ({query}) to {literal(str(staged))} (format parquet, compression zstd)")

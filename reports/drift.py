@@ -225,7 +225,8 @@ def _with_header(page: str, title: str, metrics: Mapping[str, float | str], drif
         "Compared": str(metrics["columns"]),
         "Sample": f"drawn with seed {metrics['seed']}",
         "Drifted": f"{len(drifted)} of {metrics['compared_columns']} columns"
-        + (f": {', '.join(drifted)}" if drifted else ""),
+        + (f": {', '.join(drifted)}" if drifted else "")
+        + f" (Evidently calls all of it drifted from {SHARE_OF_A_DRIFTED_TABLE:.0%} of the columns on)",
         **({"Not in the charts": ", ".join(left_out)} if left_out else {}),
     }
     items = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items())

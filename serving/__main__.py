@@ -84,6 +84,8 @@ def _settings() -> argparse.Namespace:
         if not (given.isascii() and given.isdigit() and 1 <= int(given) <= highest):
             sys.exit(f"{name} '{given}' is no number from 1 to {highest}.")
         setattr(settings, name, int(given))
+    if Path(settings.data).exists() and not Path(settings.data).is_dir():
+        sys.exit(f"data '{settings.data}' is no folder. Set SCOREHOUSE_DATA to the one that make run has written.")
     return settings
 
 

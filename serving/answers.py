@@ -36,8 +36,13 @@ class ScoreSummary(msgspec.Struct, frozen=True, kw_only=True):
     customers: int
     bands: Annotated[dict[str, float], Meta(description="Band -> the lowest value in it.")]
     band_counts: Annotated[dict[str, int], Meta(description="Band -> customers in it.")]
-    metrics: Annotated[dict[str, float], Meta(description="Of the model, on dates it has not seen in training.")]
-    baseline: Annotated[dict[str, float], Meta(description="The same metrics of a naive rule, to compare with.")]
+    metrics: Annotated[
+        dict[str, float | None],
+        Meta(description="Of the model, on dates it has not seen in training; null if not measurable on them."),
+    ]
+    baseline: Annotated[
+        dict[str, float | None], Meta(description="The same metrics of a naive forecast, to compare with.")
+    ]
 
 
 class Scores(msgspec.Struct, frozen=True):

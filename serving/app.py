@@ -105,18 +105,17 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         served = catalogue.scores.get(score)
         if served is None:
             no_score(score)
-        customer_id = customer_id[1:]  # a parameter of kind "path" starts with its slash
-        if "/" in customer_id:  # the router has merged double slashes: take the id as it was sent
-            raw: bytes = request.scope["raw_path"]
-            customer_id = unquote(raw.split(b"/", 4)[4].decode("latin-1"))
+        # The id as it was sent: of the path parameter the router has stripped and merged slashes.
+        raw: bytes = request.scope["raw_path"]
+        customer_id = unquote(raw.split(b"/", 4)[4].decode("latin-1"))
         body = served.customer(customer_id)
         if body is None:
             summary = served.summary()
             detail = (
                 f"Unknown customer '{_short(customer_id)}' of score '{score}', which has {summary.customers} customers "
-                f"as of {summary.as_of_date}. Known scores: {', '.join(catalogue.scores)}."
+                f"as of {summary.as_of_date}."
             )
-            raise NotFoundException(detail=detail, extra={"known_scores": list(catalogue.scores)})
+            raise NotFoundException(detail=detail)
         return ASGIResponse(body=body, media_type=MediaType.JSON)
 
     @get("/health/live", sync_to_thread=False, tags=["health"], summary="Does the process answer?")

@@ -142,6 +142,7 @@ class Catalogue:
 
     def take_over(self, found: list[Found]) -> None:
         """Serve what `look` has found. To be called on the event loop."""
+        known = bool(self.scores)  # what is there from the start has been told then
         for one in found:
             if one.fault is not None:
                 if self.faults.get(one.score) != one.fault:
@@ -156,6 +157,8 @@ class Catalogue:
                 if old:
                     log.info("%s: %s replaces %s", one.score, one.served.name, old.name)
                     old.store.close()
+                elif known:
+                    log.info("%s: %s is served from now on", one.score, one.served.name)
 
     def readiness(self) -> Readiness:
         """What is served and what is wrong, for /health/ready."""

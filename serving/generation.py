@@ -65,8 +65,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     model_version: int
     bands: dict[str, float]  # name -> lowest value of the band
     band_counts: dict[str, int]
-    metrics: dict[str, float]
-    baseline: dict[str, float]
+    metrics: dict[str, float | None]  # None: can't be measured on the held-out rows
+    baseline: dict[str, float | None]
     rows: int = 0
     published_at: datetime
     files: dict[str, str] = {}  # name -> sha256

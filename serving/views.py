@@ -26,10 +26,10 @@ class Band(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """A metric of the model beside that of the naive rule."""
+    """A metric of the model beside that of the naive forecast."""
 
     name: str
-    value: float
+    value: float | None
     baseline: float | None
 
 
@@ -174,8 +174,10 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
-def measure(number: float) -> str:
-    """A number with what is worth reading of it: 0.8812, 12.35, 1,234."""
+def measure(number: float | None) -> str:
+    """A number with what is worth reading of it: 0.8812, 12.35, 1,234; a dash for none."""
+    if number is None:
+        return "–"
     if number == int(number) and abs(number) < 1e15:
         return f"{number:,.0f}"
     return f"{number:,.4f}" if abs(number) < 1 else f"{number:,.2f}" if abs(number) < 1000 else f"{number:,.0f}"

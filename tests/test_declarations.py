@@ -94,7 +94,7 @@ def test_the_clock_may_be_declared_under_the_projects_name() -> None:
 
 def test_exposures_of_other_types_and_sources_without_load_are_not_the_engines() -> None:
     changed = manifest()
-    changed["exposures"]["exposure.shop.leaving"]["type"] = "dashboard"
+    changed["exposures"]["exposure.shop.leaving"].update(type="dashboard", config={"meta": {}})
     changed["sources"]["source.shop.raw.visits"]["config"]["meta"] = {}
     project = read_project(changed, {}, "dbt_project")
     assert project.scores == ()
@@ -160,7 +160,31 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
     "key is no column": (
         lambda m: features_of(m)["config"]["meta"].update(entity="visitor"),
         "model 'visitor_features': config.meta names key 'visitor', which is no column of it"
-        " (columns: visitor_id, day, visits, device)",
+        " (columns: visitor_id, visits, and 2 more)",
+    ),
+    "key is a number": (
+        lambda m: features_of(m)["config"]["meta"].update(entity=5),
+        "model 'visitor_features': config.meta: entity is 5, not a column or a list of columns",
+    ),
+    "no entity": (
+        lambda m: features_of(m)["config"]["meta"].update(entity=[]),
+        "model 'visitor_features': config.meta: entity is [], not a column or a list of columns",
+    ),
+    "as-of date is a list": (
+        lambda m: features_of(m)["config"]["meta"].update(as_of=["day"]),
+        "model 'visitor_features': config.meta: as_of is ['day'], not a column",
+    ),
+    "entity is also the as-of date": (
+        lambda m: features_of(m)["config"]["meta"].update(entity=["visitor_id", "day"]),
+        "model 'visitor_features': config.meta: entity visitor_id, day and as_of day must differ",
+    ),
+    "a feature is the label": (
+        lambda m: features_of(m)["columns"].update(label={"name": "label", "data_type": "integer", "description": ""}),
+        "dbt_project/models/visitor_features.yml: model 'visitor_features' has the columns label, which are the label",
+    ),
+    "a score of another type": (
+        lambda m: m["exposures"]["exposure.shop.leaving"].update(type="dashboard"),
+        f"{EXPOSURE}: has config.meta.score but is of type dashboard (write type: ml)",
     ),
     "other keys of the label": (
         lambda m: label_of(m)["config"]["meta"].update(as_of="matures_on"),
@@ -197,13 +221,22 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
         lambda m: score_of(m).update(bands={"high": 60}),
         f"{EXPOSURE}: bands: 'high' starts at 60, but a probability lies between 0 and 1",
     ),
+    "two bands of a name": (
+        lambda m: score_of(m).update(bands={1: 0.5, "1": 0.0}),
+        f"{EXPOSURE}: bands: two have the same name",
+    ),
     "two bands at once": (
         lambda m: score_of(m).update(bands={"high": 0.5, "low": 0.5}),
         f"{EXPOSURE}: bands: two bands start at the same score",
     ),
     "length of time": (
         lambda m: score_of(m).update(fresh_for="soon"),
-        f"{EXPOSURE}: fresh_for: 'soon' is no length of time (write e.g. '8 days'; units: hours, days, weeks)",
+        f"{EXPOSURE}: fresh_for: 'soon' is no length of time (write e.g. '8 days'; units: hours, days, weeks;"
+        " at most 36500 days)",
+    ),
+    "length beyond all time": (
+        lambda m: score_of(m).update(fresh_for="99999999 weeks"),
+        f"{EXPOSURE}: fresh_for: '99999999 weeks' is no length of time",
     ),
     "load without from": (lambda m: load_of(m).pop("from"), f"{SOURCE}: lacks from (keys: from, cursor, key)"),
     "unknown key of load": (

@@ -102,14 +102,14 @@ def test_rows_of_the_same_shop_have_not_drifted(unchanged: DriftReport) -> None:
     assert drifted(unchanged) == []
     assert unchanged.metrics["drifted_columns"] == unchanged.metrics["share_of_drifted_columns"] == 0
     assert unchanged.metrics["compared_columns"] == 6
-    assert told(unchanged)["Drifted"] == "0 of 6 columns"
+    assert told(unchanged)["Drifted"].partition(" (")[0] == "0 of 6 columns"
 
 
 def test_a_shifted_number_and_a_renamed_category_are_each_named(changed: DriftReport) -> None:
     assert drifted(changed) == ["spend", "colour"]
     assert changed.metrics["drifted_columns"] == 2
     assert changed.metrics["share_of_drifted_columns"] == pytest.approx(2 / 5)
-    assert told(changed)["Drifted"] == "2 of 5 columns: spend, colour"
+    assert told(changed)["Drifted"].partition(" (")[0] == "2 of 5 columns: spend, colour"
 
 
 def test_every_column_has_its_score_method_and_verdict(unchanged: DriftReport) -> None:
@@ -175,7 +175,7 @@ def test_values_on_one_side_only_have_drifted_and_none_on_both_are_not_compared(
     assert found.metrics["share_of_drifted_columns"] == pytest.approx(2 / 3)
     assert found.metrics["column.never.verdict"] == "not compared"
     assert not {"column.gone.score", "column.come.score", "column.never.score"} & set(found.metrics)
-    assert told(found)["Drifted"] == "2 of 3 columns: gone, come"
+    assert told(found)["Drifted"].partition(" (")[0] == "2 of 3 columns: gone, come"
     assert told(found)["Not in the charts"] == (
         "gone (values in the reference rows only), come (values in the current rows only), never (no values)"
     )
@@ -184,7 +184,7 @@ def test_values_on_one_side_only_have_drifted_and_none_on_both_are_not_compared(
 def test_a_page_without_any_column_to_compare_says_so() -> None:
     empty = pa.table({"never": pa.nulls(3, pa.float64())})
     found = report(empty, empty, columns={"never": "number"})
-    assert told(found)["Drifted"] == "0 of 0 columns"
+    assert told(found)["Drifted"].partition(" (")[0] == "0 of 0 columns"
     assert "<h1>Leaving</h1>" in found.html
 
 

@@ -249,7 +249,7 @@ def test_conditions_are_judged_each_for_itself_in_their_order() -> None:
     assert [result.passed for result in results] == [True] * len(PASSED) + [False] * len(FAILED)
 
 
-ABSENT = "there is no champion yet to compare with"
+ABSENT = "there was no champion to compare with"
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_warehouse_that_another_program_has_open_is_told(tmp_path: Path) -> No
         [sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "open\n"
-        with pytest.raises(WarehouseError, match="close the other program that has it open") as raised:
+        with pytest.raises(WarehouseError, match="another program has it open; close it") as raised:
             open_warehouse(file).__enter__()
         assert str(file) in str(raised.value)
         other.communicate("")

@@ -83,7 +83,7 @@ def test_the_overview_shows_each_score_with_its_quality_and_freshness(client: Cl
         "CRM analytics",
         "2024-03-04",
         "0.8812",
-        "baseline 0.8107",
+        "naive forecast 0.8107",
     ):
         assert text in page
     assert "high <span>20 · 20 % · from 0.6</span>" in page
