@@ -191,9 +191,14 @@ def load_project(where: Paths) -> Project:
 
     Raises `ProjectError` if dbt can't parse the project, `DeclarationError` if a declaration is wrong.
     """
-    manifest = read_manifest(prepare_manifest(where))
-    variables = yaml.safe_load((where.project / "dbt_project.yml").read_text()).get("vars") or {}
-    return read_project(manifest, variables, where.project.name)
+    file = where.project / "dbt_project.yml"
+    try:
+        settings = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProjectError(f"{file}: is no YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ProjectError(f"{file}: is {settings!r}, not the settings of a dbt project")
+    return read_project(read_manifest(prepare_manifest(where)), settings.get("vars") or {}, where.project.name)
 
 
 def main() -> None:

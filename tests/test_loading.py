@@ -13,7 +13,7 @@ import pytest
 
 from ml.declarations import Source
 from orchestration.loading import LoadError, load
-from orchestration.warehouse import Connection, WarehouseError, open_warehouse
+from orchestration.warehouse import Connection, WarehouseError, columns, open_warehouse
 
 
 def source(uri: str, **declared: Any) -> Source:
@@ -69,6 +69,42 @@ def test_a_table_is_loaded_again_only_when_its_files_have_changed(warehouse: Con
     assert (again.changed, again.rows) == (True, 2)
     ledger = warehouse.execute("select rows from quality.loads order by loaded_at").fetchall()
     assert ledger == [(1,), (2,)]
+
+
+def test_a_table_whose_declaration_has_changed_is_loaded_again(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("order_no,zip\n1,00501\n")
+    load(warehouse, source("orders.csv"), tmp_path)
+    assert load(warehouse, source("orders.csv", types={"zip": "varchar"}), tmp_path).changed
+    assert orders(warehouse)[0][1] == "00501"
+    assert load(warehouse, source("orders.csv", columns={"order_no": "The number"}), tmp_path).changed
+    assert not load(warehouse, source("orders.csv", columns={"order_no": "Its number"}), tmp_path).changed
+
+
+def test_a_typed_key_that_no_json_row_has_is_null(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.jsonl").write_text('{"order_no": 1}\n')
+    declared = {"order_no": "", "returned_on": ""}
+    with pytest.raises(LoadError, match="lack the declared columns returned_on"):
+        load(warehouse, source("orders.jsonl", columns=declared), tmp_path)
+    load(warehouse, source("orders.jsonl", columns=declared, types={"returned_on": "date"}), tmp_path)
+    assert columns(warehouse, "landing", "orders")["returned_on"] == "DATE"
+    assert orders(warehouse) == [(1, None, "orders.jsonl")]
+
+
+def test_the_columns_that_the_engine_adds_may_be_described(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("order_no\n1\n")
+    described = {"_loaded_at": "timestamp with time zone", "order_no": "integer"}
+    assert (
+        load(warehouse, source("orders.csv", columns=dict.fromkeys(described, ""), types=described), tmp_path).rows == 1
+    )
+
+
+def test_lines_of_different_length_are_suspected_where_no_delimiter_is_found(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    rows = "".join(f"{number},a,b\n" for number in range(20))
+    (tmp_path / "orders.csv").write_text(f"order_no,x,y\n{rows}20,a,b,extra,extra\n{rows}")
+    with pytest.raises(LoadError, match="do all lines have the same number of fields"):
+        load(warehouse, source("orders.csv", columns={"order_no": "", "x": "", "y": ""}), tmp_path)
 
 
 @pytest.mark.parametrize(

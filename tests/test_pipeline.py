@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,86 @@ def test_a_gate_raised_beyond_reach_refuses_and_the_champion_goes_on(loans_run: 
     assert ("roc_auc >= 0.999", False) in verdicts
     assert query(run, f"select distinct model_version from predictions.{SCORE}") == [(1,)]
     assert str(store.current(run.data / "generations", SCORE)).startswith(str(served)[:13])
+
+
+def served_rows(run: Run) -> tuple[store.Generation, list[tuple[str, str, float]]]:
+    """What is served: the generation, and each customer's id, band and value."""
+    name = store.current(run.data / "generations", SCORE)
+    with store.open_store(run.data / "generations" / SCORE / str(name)) as opened:
+        rows = [json.loads(opened.get(key) or b"") for key, _ in opened.sample(10**9)]
+    return opened.generation, [(row["customer_id"], row["band"], row["value"]) for row in rows]
+
+
+def without_purpose(run: Run) -> None:
+    folder = run.project / "models" / "risk_features"
+    for file, line in (
+        (folder / "loan_features.sql", "        loans.purpose,\n"),
+        (
+            folder / "risk_features.yml",
+            "      - {name: purpose, data_type: varchar, description: What the loan is for}\n",
+        ),
+    ):
+        assert line in file.read_text()
+        file.write_text(file.read_text().replace(line, ""))
+
+
+def test_a_feature_removed_and_bands_moved_are_served_and_so_is_their_return(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    (run.data / "generations" / "of_yore").mkdir()
+    (run.data / "generations" / "of_yore" / "CURRENT").write_text("g1\n")
+    without_purpose(run)
+    gate_of(run, "{watch: 0.15, elevated: 0.05, normal: 0.0}", "{seen: 0.3, unseen: 0.0}")
+    changed = run.again()
+    assert changed.code == 0, changed.printed
+    assert "of_yore is served on, but no longer declared" in changed.printed.replace("\n", " ")
+    generation, rows = served_rows(run)
+    assert generation.model_version == 2 and "there was no champion to compare with" in changed.printed
+    assert [band for _, band, _ in rows] == ["seen" if value >= 0.3 else "unseen" for _, _, value in rows]
+    counted = {name: sum(band == name for _, band, _ in rows) for name in ("seen", "unseen")}
+    assert generation.band_counts == counted and all(counted.values())
+
+    back = run.again(LOANS)
+    assert back.code == 0, back.printed
+    assert query(run, "select version, promoted_at is not null from ml.model_versions order by 1") == [
+        (version, True) for version in (1, 2, 3)
+    ]
+    generation, rows = served_rows(run)
+    assert generation.model_version == 3
+    assert rows == served_rows(loans_run)[1]  # trained on the same rows, it is the same model
+
+
+def test_a_score_that_becomes_an_amount_starts_anew(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    gate_of(run, "kind: probability", "kind: amount")
+    gate_of(run, "roc_auc >= 0.70", "r2 >= -5")
+    gate_of(run, "roc_auc >= baseline_roc_auc", "rmse <= 100")
+    gate_of(run, "roc_auc >= champion_roc_auc - 0.02", "r2 >= champion_r2 - 0.02")
+    changed = run.again()
+    assert changed.code == 0, changed.printed
+    generation, _ = served_rows(run)
+    assert (generation.kind, generation.model_version) == ("amount", 2)
+    gate_of(run, "r2 >= -5", "r2 >= 5")  # the reigning version goes on under a gate that came later, and that is told
+    refused = run.again()
+    assert refused.code == 0, refused.printed
+    assert "by an earlier gate" in refused.printed and re.search(r"\d+ checks passed, 1 failed", refused.printed)
+
+
+def test_a_date_withdrawn_and_a_model_lost_are_made_good(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    settings = run.project / "dbt_project.yml"
+    settings.write_text(settings.read_text().replace("today: '2024-07-01'", "today: '2024-08-01'"))
+    ahead = run.again()
+    assert ahead.code == 0, ahead.printed
+    assert str(served_rows(run)[0].as_of_date) == "2024-08-01"
+    shutil.rmtree(run.data / "models")
+    back = run.again(LOANS)
+    assert back.code == 0, back.printed
+    generation, rows = served_rows(run)
+    assert str(generation.as_of_date) == "2024-07-01"
+    assert query(run, f"select max(as_of_date)::varchar from predictions.{SCORE} where model_version = 3") == [
+        ("2024-07-01",)
+    ]
+    assert len(rows) == len(served_rows(loans_run)[1])
 
 
 def test_without_a_champion_nobody_is_scored_and_the_condition_is_told(loans_run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -124,6 +125,21 @@ def test_the_same_rows_in_another_order_give_the_same_model_to_the_byte(kind: Ki
     assert (shuffled.metrics, shuffled.baseline) == (a_candidate(kind).metrics, a_candidate(kind).baseline)
     assert shuffled.importance == a_candidate(kind).importance
     assert shuffled.holdout.equals(a_candidate(kind).holdout)
+
+
+def test_customers_may_be_named_by_uuids(tmp_path: Path) -> None:
+    rows = some_rows()
+    ids = pa.array([UUID(int=number).bytes for number in rows.column("customer_id").to_pylist()], pa.binary(16))
+    named = with_column(rows, "customer_id", pa.ExtensionArray.from_storage(pa.uuid(), ids))
+    assert checksum(train(named, a_score()), tmp_path / "b") == checksum(a_candidate(), tmp_path / "a")
+
+
+def test_a_feature_may_have_any_name(tmp_path: Path) -> None:
+    rows = some_rows()
+    for name in ("place", "score", "row", "index"):
+        rows = rows.append_column(name, rows.column("spend"))
+    names = ("spend", "place", "score", "row", "index")
+    assert train(rows, a_score_of(*names)).encoder.names == names
 
 
 def test_other_rows_give_another_model(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """What the engine takes over from dagster-dbt, and column lineage."""
 
+import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -8,9 +11,9 @@ from dagster_dbt import DbtCliResource
 
 from ml.declarations import Score
 from orchestration.lineage import column_lineage
-from orchestration.project import DBT
+from orchestration.project import DBT, ProjectError, load_project, paths, prepare_manifest
 from orchestration.publishing import published_key
-from orchestration.transforming import Dbt
+from orchestration.transforming import Dbt, definitions, redefined
 from serving.store import customer_key
 from tests.conftest import LOANS
 
@@ -81,3 +84,118 @@ def test_the_key_in_sql_is_the_key_in_python(entity: tuple[str, ...]) -> None:
                     list(row),
                 ).fetchone()
                 assert made == (customer_key(list(row)),)
+
+
+def a_manifest() -> dict[str, Any]:
+    """Two incremental models, of which one reads a view, and a macro that calls another."""
+
+    def model(name: str, materialized: str, parents: list[str], macros: list[str]) -> dict[str, Any]:
+        return {
+            "resource_type": "model",
+            "name": name,
+            "package_name": "shop",
+            "checksum": {"checksum": f"sql of {name}"},
+            "config": {"materialized": materialized},
+            "depends_on": {"nodes": parents, "macros": macros},
+        }
+
+    def macro(calls: list[str]) -> dict[str, Any]:
+        return {"package_name": "shop", "macro_sql": "a macro", "depends_on": {"macros": calls}}
+
+    return {
+        "metadata": {"project_name": "shop"},
+        "macros": {"macro.outer": macro(["macro.inner"]), "macro.inner": macro([])},
+        "nodes": {
+            "view": model("view", "view", ["source"], []),
+            "features": model("features", "incremental", ["view"], []),
+            "labels": model("labels", "incremental", ["source"], ["macro.outer", "macro.of_dbt"]),
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "built_anew"),
+    [
+        (("nodes", "features", "checksum", "checksum"), "another", ["features"]),
+        (("nodes", "view", "checksum", "checksum"), "another", ["features"]),
+        (("nodes", "labels", "config", "materialized"), "table", []),
+        (("macros", "macro.outer", "macro_sql"), "another", ["labels"]),
+        (("macros", "macro.inner", "macro_sql"), "another", ["labels"]),
+        (("nodes", "features", "name"), "features", []),
+    ],
+    ids=["its own SQL", "a view it reads", "incremental no more", "a macro", "a macro's macro", "nothing"],
+)
+def test_rows_of_another_definition_are_noticed(path: tuple[str, ...], value: str, built_anew: list[str]) -> None:
+    built, manifest = definitions(a_manifest()), a_manifest()
+    place = manifest
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert redefined(manifest, definitions(manifest), built) == built_anew
+    assert redefined(manifest, definitions(manifest), {}) == []  # nothing is built yet
+
+
+SMALL = {
+    "dbt_project.yml": "{name: small, version: 0.1.0, profile: small, vars: {today: 2024-01-01}}",
+    "profiles.yml": """small: {target: local, outputs: {local: {type: duckdb, path: "{{ env_var('SCOREHOUSE_DATA') }}/w"}}}""",
+    "models/one.sql": "select 1 as one",
+    "models/exposures.yml": "exposures: [{name: first, type: notebook, owner: {email: a@b.example}}]",
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The smallest dbt project."""
+    for name, text in SMALL.items():
+        file = tmp_path / "small" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    for name in ("DBT_TARGET_PATH", "DBT_LOG_PATH", "DBT_PROFILES_DIR", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, "")  # so that what is set is put back
+    monkeypatch.setenv("SCOREHOUSE_PROJECT", str(tmp_path / "small"))
+    monkeypatch.setenv("SCOREHOUSE_DATA", str(tmp_path / "data"))
+    return tmp_path / "small"
+
+
+def test_the_manifest_is_of_the_project_as_it_is_whoever_parsed_it(small: Path) -> None:
+    where = paths()
+    first = prepare_manifest(where).read_bytes()
+    made = where.dbt_target / "manifest.json"
+    (small / "models" / "two.sql").write_text("select 2 as two")
+    subprocess.run([str(DBT), "--quiet", "parse", "--project-dir", str(small)], check=True)
+    (small / "models" / "two.sql").unlink()
+    assert json.loads(prepare_manifest(where).read_bytes())["nodes"].keys() == json.loads(first)["nodes"].keys()
+    made.write_text("{")
+    assert json.loads(prepare_manifest(where).read_bytes())["nodes"].keys() == json.loads(first)["nodes"].keys()
+
+
+def test_a_name_given_twice_is_told_until_it_is_mended(small: Path) -> None:
+    where, file = paths(), small / "models" / "exposures.yml"
+    load_project(where)
+    again = SMALL["models/exposures.yml"]
+    (small / "models" / "more.yml").write_text(again)
+    with pytest.raises(ProjectError, match='two exposures with the name "first"'):
+        load_project(where)
+    (small / "models" / "more.yml").unlink()
+    assert file.read_text() == again
+    load_project(where)
+
+
+def test_a_project_without_a_profile_is_told_how_to_write_one(small: Path) -> None:
+    (small / "profiles.yml").unlink()
+    with pytest.raises(ProjectError, match=r"(?s)no profiles\.yml.*type: duckdb"):
+        load_project(paths())
+
+
+@pytest.mark.parametrize("text", ["", "a: [b"], ids=["empty", "no YAML"])
+def test_a_broken_dbt_project_yml_is_told_by_name(small: Path, text: str) -> None:
+    (small / "dbt_project.yml").write_text(text)
+    with pytest.raises(ProjectError, match=r"dbt_project\.yml"):
+        load_project(paths())
+
+
+def test_a_data_folder_that_is_a_file_is_told(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SCOREHOUSE_DATA", str(tmp_path / "file"))
+    with pytest.raises(ProjectError, match=r"file: can't be written to .*; set SCOREHOUSE_DATA"):
+        paths()
