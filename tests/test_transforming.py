@@ -137,7 +137,9 @@ def test_rows_of_another_definition_are_noticed(path: tuple[str, ...], value: st
 
 SMALL = {
     "dbt_project.yml": "{name: small, version: 0.1.0, profile: small, vars: {today: 2024-01-01}}",
-    "profiles.yml": """small: {target: local, outputs: {local: {type: duckdb, path: "{{ env_var('SCOREHOUSE_DATA') }}/w"}}}""",
+    "profiles.yml": """
+        small: {target: local, outputs: {local: {type: duckdb, path: "{{ env_var('SCOREHOUSE_DATA') }}/w"}}}
+    """,
     "models/one.sql": "select 1 as one",
     "models/exposures.yml": "exposures: [{name: first, type: notebook, owner: {email: a@b.example}}]",
 }
