@@ -132,18 +132,19 @@ def load(connection: Connection, source: Source, project: Path) -> Loaded:
             f"{warehouse.name(column)}::{kind} as {warehouse.name(column)}" for column, kind in types.items()
         )
         added = "".join(f"null::{source.types[column]} as {warehouse.name(column)}," for column in absent)
-        with warehouse.transaction(connection):
+        rows_of_files = f"""
+            select
+                * exclude (_file) {f"replace ({cast})" if cast else ""},
+                {added}
+                parse_filename(_file) as _source
+            from {reader}
+        """
+        with warehouse.streamed(connection, rows_of_files) as incoming, warehouse.transaction(connection):
             connection.execute(f"create schema if not exists {warehouse.name(source.schema)}")
             connection.execute(
                 f"""
                 create or replace table {warehouse.name(source.schema, source.table)} as
-                select
-                    * exclude (_file) {f"replace ({cast})" if cast else ""},
-                    {added}
-                    ?::timestamptz as _loaded_at,
-                    ? as _batch_id,
-                    parse_filename(_file) as _source
-                from {reader}
+                select * exclude (_source), ?::timestamptz as _loaded_at, ? as _batch_id, _source from {incoming}
                 """,
                 [loaded_at, batch_id],
             )
@@ -164,7 +165,8 @@ def load(connection: Connection, source: Source, project: Path) -> Loaded:
             )
     except duckdb.Error as error:
         # What follows the first empty line are all the settings of the reader.
-        reason = " ".join(str(error).partition("\n\n")[0].split())
+        # What comes before is that it was a stream that failed.
+        reason = " ".join(str(error).partition("\n\n")[0].rpartition("IOError: ")[2].split())
         raise LoadError(f"{where}: can't be read, the table stays as it was: {reason}") from None
     return Loaded(rows=rows, bytes=size, batch_id=batch_id, changed=True)
 

@@ -67,11 +67,9 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
         order by {warehouse.names((score.as_of, *score.entity), "features")}
     """
     typed = ", ".join(f"{column} {kind}" for column, kind in have.items())
-    rows, content = warehouse.content_hash(connection, query)
     as_of = warehouse.name(score.as_of)
-    first, last, unlabelled = warehouse.one(
-        connection, f"select min({as_of})::date, max({as_of})::date, count(*) filter (label is null) from ({query})"
-    )
+    facts = f"min({as_of})::date, max({as_of})::date, count(*) filter (label is null)"
+    rows, content, first, last, unlabelled = warehouse.content_hash(connection, query, facts)
     if rows == 0:
         raise ScoringError(
             f"score '{score.name}': no label in {label} has matured by {today}, so there is nothing to train on"

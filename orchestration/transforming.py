@@ -1,10 +1,12 @@
 """Builds the dbt project as Dagster assets: one asset a model, one asset check a data test, in one dbt invocation."""
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dagster as dg
@@ -26,6 +28,8 @@ from orchestration.warehouse import Connection
 
 # dbt's own folders of earlier invocations (compiled SQL, results) that are kept to look things up in.
 KEPT_INVOCATIONS = 10
+# Seconds, all together.
+IMPORTED_LATER = ("catboost", "sklearn.metrics", "scipy.stats", "evidently.presets")
 
 
 class Build(dg.Config):
@@ -86,7 +90,9 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
             context.log.info(f"building from scratch: {', '.join(outdated)} as now defined differ from what is built")
         arguments = ["build", "--exclude-resource-type", "unit_test"]
         events, failure = [], None
-        with warehouse.reserved(where.warehouse):
+        with warehouse.reserved(where.warehouse), ThreadPoolExecutor() as beside:
+            # dbt works in a process of its own: time enough for what the scores' steps are going to import.
+            importing = [beside.submit(importlib.import_module, module) for module in IMPORTED_LATER]
             invocation = dbt.cli(
                 [*arguments, *(["--full-refresh"] if config.full_refresh or outdated else [])], context=context
             )
@@ -96,6 +102,8 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
                     context.log.info(f"dbt: {event.metadata['unique_id'].value} done, {len(events)} so far")
             except Exception as error:
                 failure = error
+            for imported in importing:
+                imported.result()
         # The warehouse is free again only now: rows and lineage of what was built are read in one go.
         with warehouse.open_warehouse(where.warehouse) as connection:
             for event in events:

@@ -106,6 +106,20 @@ def batches(connection: Connection, query: str) -> Iterator["pa.RecordBatch"]:
 
 
 @contextmanager
+def streamed(connection: Connection, query: str) -> Iterator[str]:
+    """The name under which a query's rows can be read once, as they stream.
+
+    A table made from it is written by all threads, where one made from the query itself is written by as many as its
+    files have row groups: of 20.9 M rows in one row group, in 3.1 s and not in 5.5.
+    """
+    connection.register("incoming", connection.cursor().sql(query).to_arrow_reader(BATCH))
+    try:
+        yield "incoming"
+    finally:
+        connection.unregister("incoming")
+
+
+@contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
     """All that is written within, or none of it."""
     connection.begin()
@@ -132,10 +146,11 @@ def columns(connection: Connection, schema: str, table: str) -> dict[str, str]:
     return dict(connection.execute(query, [schema, table]).fetchall())
 
 
-def content_hash(connection: Connection, query: str) -> tuple[int, str]:
-    """Rows of a query and a hash of their content that does not depend on their order."""
-    count, total = one(connection, f"select count(*), sum(hash(content)::hugeint) from ({query}) as content")
-    return count, f"{count}-{total or 0:x}"
+def content_hash(connection: Connection, query: str, *aggregates: str) -> tuple[Any, ...]:
+    """Rows of a query, a hash of their content that does not depend on their order, and what else is asked of them."""
+    asked = ", ".join(["count(*)", "sum(hash(content)::hugeint)", *aggregates])
+    count, total, *others = one(connection, f"select {asked} from ({query}) as content")
+    return count, f"{count}-{total or 0:x}", *others
 
 
 def freeze(connection: Connection, query: str, file: Path) -> None:
