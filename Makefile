@@ -29,9 +29,9 @@ setup: .venv/installed  ## set up .venv from requirements.lock (done again only 
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
 
-lock: .venv/installed  ## write requirements.lock anew from pyproject.toml (versions and hashes, no addresses)
+lock: .venv/installed  ## write requirements.lock from pyproject.toml (make lock UPGRADE=1 with the newest versions)
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 
 run: setup  ## load, build, train, gate, score, publish, report (make run FULL_REFRESH=1 builds all models from scratch)
 	@$(BIN)/python -m orchestration.run $(if $(FULL_REFRESH),--full-refresh)
