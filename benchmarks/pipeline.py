@@ -60,7 +60,7 @@ def floor(project: Path, data: Path, built: Path) -> None:
     from ml.declarations import read_project
     from ml.encoding import encode
     from ml.registry import load_card
-    from orchestration.loading import READERS, find_files
+    from orchestration.files import find_files
     from orchestration.warehouse import name
 
     manifest = json.loads((built / "dbt" / "target" / "manifest.json").read_bytes())
@@ -69,10 +69,11 @@ def floor(project: Path, data: Path, built: Path) -> None:
     warehouse = duckdb.connect(str(data / "warehouse.duckdb"), config={"memory_limit": "4GB"})
     for source in declared.sources:
         files = find_files(source, project)
-        reader = READERS["".join(files[0].suffixes[:1])].format(files=[str(file) for file in files], types="{}")
+        kind = {"csv": "csv", "jsonl": "json", "parquet": "parquet"}[files[0].name.partition(".")[2]]
+        reader = f"read_{kind}({[str(file) for file in files]})"
         warehouse.execute(f"create schema if not exists {name(source.schema)}")
         warehouse.execute(
-            f"create table {name(source.schema, source.table)} as select * exclude (_file),"
+            f"create table {name(source.schema, source.table)} as select *,"
             f" now() as _loaded_at, '' as _batch_id, '' as _source from {reader}"
         )
     nodes = {key: node for key, node in manifest["nodes"].items() if node["resource_type"] in ("model", "seed")}

@@ -23,13 +23,52 @@ SCORE_KEYS: dict[str, type] = {
     "bands": dict,
     "fresh_for": str,
 }
-LOAD_KEYS: dict[str, type] = {"from": str, "cursor": str, "key": list}
+LOAD_KEYS: dict[str, type] = {
+    "from": str,
+    "cursor": str,
+    "key": list,
+    "overlap": str,
+    "sweep": bool,
+    "known_at": str,
+    "max_rejected": float,
+    "api": dict,
+}
+API_KEYS: dict[str, type] = {
+    "rows": str,
+    "pages": dict,
+    "params": dict,
+    "headers": dict,
+    "cursor_param": str,
+    "per_second": float,
+}
+# Scheme of `from` -> the keys that only some kinds of source have. A URI without a scheme is a path or glob.
+LOAD_SCHEMES: dict[str, tuple[str, ...]] = {
+    "": (),
+    "package": (),
+    "http": (),
+    "https": (),
+    "s3": (),
+    "postgresql": ("overlap", "sweep"),
+    "nats": (),
+    "events": (),
+    "api+http": ("api",),
+    "api+https": ("api",),
+}
+# What comes more than once by its nature: a row is known again by its key.
+REDELIVERED = ("nats", "events")
+MOST_REJECTED = 0.01
 LABEL_COLUMNS = ("label", "matures_on")
 # Columns of the tables of predictions, which an entity's own stand beside.
 PREDICTION_COLUMNS = ("as_of_date", "score", "band", "reasons", "model_version", "scored_at")
 MOST_DAYS = 36_500
-DAYS = {"hour": 1 / 24, "day": 1.0, "week": 7.0}
-YAML_WORDS: dict[type, str] = {str: "text", list: "a list", dict: "a mapping"}
+DAYS = {"minute": 1 / 1440, "hour": 1 / 24, "day": 1.0, "week": 7.0}
+YAML_WORDS: dict[type, str] = {
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    bool: "true or false",
+    float: "a number",
+}
 
 
 class DeclarationError(ValueError):
@@ -70,10 +109,30 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     fresh_for_days: float
 
 
+class Rule(msgspec.Struct, frozen=True):
+    """What a row of a source must meet: a dbt constraint of a column. `holds` is SQL, true or null for a good row."""
+
+    name: str
+    holds: str
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True):
+    """How an HTTP API gives its rows: where in an answer they are, how its pages follow, what is asked."""
+
+    rows: str | None = None
+    pages: dict[str, Any] = {}
+    params: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    cursor_param: str | None = None
+    per_second: float | None = None
+
+
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """A raw table that the engine loads: where its rows come from (`uri`) and where they go (`schema.table`).
 
-    `columns` has the description of each listed column, `types` the type of those that declare one.
+    `columns` has the description of each listed column, `types` the type of those that declare one, `rules` what their
+    constraints say. `overlap_days` is how far behind the newest cursor rows are read again; `max_rejected` the share of
+    a batch that may break the rules; `warn_after_days` and `error_after_days` are dbt's source freshness.
     """
 
     id: str
@@ -81,11 +140,27 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     table: str
     description: str
     uri: str
-    cursor: str | None
-    key: tuple[str, ...]
-    columns: dict[str, str]
-    types: dict[str, str]
+    cursor: str | None = None
+    key: tuple[str, ...] = ()
+    overlap_days: float = 0.0
+    sweep: bool = False
+    known_at: str | None = None
+    max_rejected: float = MOST_REJECTED
+    api: Api = Api()
+    columns: dict[str, str] = {}
+    types: dict[str, str] = {}
+    rules: tuple[Rule, ...] = ()
+    owner: str = ""
+    loaded_at: str = "_loaded_at"
+    warn_after_days: float | None = None
+    error_after_days: float | None = None
     file: str
+
+    @property
+    def scheme(self) -> str:
+        """The kind of source: `postgresql`, `package`, ...; empty for a path."""
+        scheme, separator, _ = self.uri.partition("://")
+        return scheme if separator else ""
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,16 +219,20 @@ def _today(variables: Mapping[str, Any], project: str, folder: str) -> date | No
 
 
 def _source(node: Node, folder: str) -> Source:
-    where = f"{folder}/{node['original_file_path']}: source '{node['source_name']}.{node['name']}': load"
+    file = f"{folder}/{node['original_file_path']}"
+    where = f"{file}: source '{node['source_name']}.{node['name']}': load"
     load = _strict(node["config"]["meta"]["load"], LOAD_KEYS, required=("from",), where=where)
     columns = {column["name"]: column["description"] for column in node["columns"].values()}
     cursor, key = load.get("cursor"), tuple(load.get("key") or ())
-    for named in (*([cursor] if cursor else []), *key):
+    known_at = load.get("known_at")
+    for named in (*([cursor] if cursor else []), *key, *([known_at] if known_at else [])):
         if columns and named not in columns:
             raise DeclarationError(
                 f"{where}: names column '{named}', which the table does not list (it lists: {_some(columns, named)})"
             )
-    return Source(
+    api = _strict(load.get("api", {}), API_KEYS, required=(), where=f"{where}: api")
+    freshness = node["config"].get("freshness") or node.get("freshness") or {}
+    source = Source(
         id=node["unique_id"],
         schema=node["schema"],
         table=node["identifier"],
@@ -161,10 +240,70 @@ def _source(node: Node, folder: str) -> Source:
         uri=load["from"],
         cursor=cursor,
         key=key,
+        overlap_days=_days(load["overlap"], f"{where}: overlap") if "overlap" in load else 0.0,
+        sweep=load.get("sweep", False),
+        known_at=known_at,
+        max_rejected=load.get("max_rejected", MOST_REJECTED),
+        api=Api(**api),
         columns=columns,
         types={column["name"]: column["data_type"] for column in node["columns"].values() if column.get("data_type")},
-        file=f"{folder}/{node['original_file_path']}",
+        rules=tuple(rule for column in node["columns"].values() for rule in _rules(column, where)),
+        owner=node["config"]["meta"].get("owner", ""),
+        loaded_at=node["config"].get("loaded_at_field") or node.get("loaded_at_field") or "_loaded_at",
+        warn_after_days=_after(freshness.get("warn_after")),
+        error_after_days=_after(freshness.get("error_after")),
+        file=file,
     )
+    _check_kind(source, load, where)
+    return source
+
+
+def _check_kind(source: Source, load: Mapping[str, Any], where: str) -> None:
+    """Whether a kind of source is known and has the keys that it needs, and none of another kind's."""
+    scheme = source.scheme
+    if scheme not in LOAD_SCHEMES:
+        known = ", ".join(f"{name}://" for name in LOAD_SCHEMES if name)
+        raise DeclarationError(
+            f"{where}: from '{source.uri}': '{scheme}://' is not a kind of source (known: a path or glob, {known})"
+        )
+    foreign = [key for keys in LOAD_SCHEMES.values() for key in keys if key in load and key not in LOAD_SCHEMES[scheme]]
+    if foreign:
+        kinds = [f"{name}://" for name, keys in LOAD_SCHEMES.items() if foreign[0] in keys]
+        raise DeclarationError(f"{where}: {foreign[0]} is for {' and '.join(kinds)}, not for '{source.uri}'")
+    asks_again = scheme in REDELIVERED or ((source.cursor or source.sweep) and LOAD_SCHEMES[scheme])
+    if asks_again and not source.key:
+        raise DeclarationError(
+            f"{where}: from '{source.uri}': lacks key, by which a row that comes again is known"
+            " (write key: [<columns that tell rows apart>])"
+        )
+    if "overlap" in load and not source.cursor:
+        raise DeclarationError(f"{where}: overlap is how far behind the newest cursor to read again, but lacks cursor")
+    if not 0 <= source.max_rejected <= 1:
+        raise DeclarationError(f"{where}: max_rejected is {source.max_rejected}, not a share from 0 to 1 (0.01 is 1 %)")
+
+
+def _rules(column: Mapping[str, Any], where: str) -> list[Rule]:
+    """What a column's constraints ask of each row."""
+    name, quoted = column["name"], '"' + column["name"].replace('"', '""') + '"'
+    rules = []
+    for constraint in column.get("constraints") or []:
+        if constraint["type"] == "not_null":
+            rules.append(Rule(f"{name} is null", f"{quoted} is not null"))
+        elif constraint["type"] == "check" and constraint.get("expression"):
+            rules.append(Rule(f"{name} fails {constraint['expression']}", constraint["expression"]))
+        else:
+            raise DeclarationError(
+                f"{where}: column '{name}' has the constraint {constraint['type']}, which can't be asked of a row"
+                " (possible: not_null, and check with an expression; what must be unique is the key of load)"
+            )
+    return rules
+
+
+def _after(declared: Mapping[str, Any] | None) -> float | None:
+    """dbt's `{count: 8, period: day}` in days; None where it is not set."""
+    if not declared or not declared.get("count"):
+        return None
+    return float(declared["count"]) * DAYS[declared["period"]]
 
 
 def _score(node: Node, manifest: Mapping[str, Any], folder: str) -> Score:
@@ -248,7 +387,8 @@ def _strict(declared: Any, keys: Mapping[str, type], required: Sequence[str], wh
     for key, value in declared.items():
         if key not in keys:
             raise DeclarationError(f"{where}: unknown key '{key}' (known: {', '.join(keys)})")
-        if not isinstance(value, keys[key]):
+        expected = (int, float) if keys[key] is float else keys[key]
+        if not isinstance(value, expected) or (isinstance(value, bool) and keys[key] is not bool):
             raise DeclarationError(f"{where}: {key} is {value!r}, not {YAML_WORDS[keys[key]]}")
     missing = [key for key in required if key not in declared]
     if missing:
@@ -350,6 +490,6 @@ def _days(text: str, where: str) -> float:
     if not 0 < days <= MOST_DAYS:
         raise DeclarationError(
             f"{where}: '{text}' is no length of time"
-            f" (write e.g. '8 days'; units: hours, days, weeks; at most {MOST_DAYS} days)"
+            f" (write e.g. '8 days'; units: minutes, hours, days, weeks; at most {MOST_DAYS} days)"
         )
     return days

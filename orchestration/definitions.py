@@ -18,7 +18,7 @@ def define(where: Paths) -> dg.Definitions:
     project = load_project(where)
     manifest = read_manifest(prepare_manifest(where))
     keys = asset_keys(manifest)
-    assets = [raw_asset(source, keys[source.id], where) for source in project.sources]
+    assets = [raw_asset(source, keys[source.id], project, where) for source in project.sources]
     assets.append(transformed_assets(manifest, where))
     for score in project.scores:
         features, label = keys[score.features_id], keys[score.label_id]

@@ -85,9 +85,11 @@ def literal(value: str | Sequence[str] | Mapping[str, str]) -> str:
 
 def one(connection: Connection, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> tuple[Any, ...]:
     """The only row of a query."""
-    row = connection.execute(query, values).fetchone()
-    assert row is not None, f"no row from: {query}"
-    return row
+    found = connection.execute(
+        query, values
+    ).fetchall()  # a fetchone would leave the result, and so the connection, busy
+    assert len(found) == 1, f"{len(found)} rows from: {query}"
+    return found[0]
 
 
 def rows(connection: Connection, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:

@@ -113,6 +113,10 @@ def label_of(found: Manifest) -> dict[str, Any]:
     return found["nodes"]["model.shop.visitor_left"]  # type: ignore[no-any-return]
 
 
+def column_of(found: Manifest) -> dict[str, Any]:
+    return found["sources"]["source.shop.raw.visits"]["columns"]["visitor_id"]  # type: ignore[no-any-return]
+
+
 def load_of(found: Manifest) -> dict[str, Any]:
     return found["sources"]["source.shop.raw.visits"]["config"]["meta"]["load"]  # type: ignore[no-any-return]
 
@@ -231,21 +235,54 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
     ),
     "length of time": (
         lambda m: score_of(m).update(fresh_for="soon"),
-        f"{EXPOSURE}: fresh_for: 'soon' is no length of time (write e.g. '8 days'; units: hours, days, weeks;"
+        f"{EXPOSURE}: fresh_for: 'soon' is no length of time (write e.g. '8 days'; units: minutes, hours, days, weeks;"
         " at most 36500 days)",
     ),
     "length beyond all time": (
         lambda m: score_of(m).update(fresh_for="99999999 weeks"),
         f"{EXPOSURE}: fresh_for: '99999999 weeks' is no length of time",
     ),
-    "load without from": (lambda m: load_of(m).pop("from"), f"{SOURCE}: lacks from (keys: from, cursor, key)"),
+    "load without from": (lambda m: load_of(m).pop("from"), f"{SOURCE}: lacks from (keys: from, cursor, key, "),
     "unknown key of load": (
         lambda m: load_of(m).update(form="x"),
-        f"{SOURCE}: unknown key 'form' (known: from, cursor, key)",
+        f"{SOURCE}: unknown key 'form' (known: from, cursor, key, overlap, sweep, known_at, max_rejected, api)",
     ),
     "load names no column": (
         lambda m: load_of(m).update(cursor="at"),
         f"{SOURCE}: names column 'at', which the table does not list (it lists: visitor_id)",
+    ),
+    "unknown kind of source": (
+        lambda m: load_of(m).update({"from": "ftp://example.com/visits.csv"}),
+        f"{SOURCE}: from 'ftp://example.com/visits.csv': 'ftp://' is not a kind of source (known: a path or glob, ",
+    ),
+    "key of another kind of source": (
+        lambda m: load_of(m).update(sweep=True),
+        f"{SOURCE}: sweep is for postgresql://, not for 'data/visits.csv'",
+    ),
+    "stream without a key": (
+        lambda m: (load_of(m).pop("key"), load_of(m).update({"from": "nats://127.0.0.1/VISITS/visits"})),
+        f"{SOURCE}: from 'nats://127.0.0.1/VISITS/visits': lacks key, by which a row that comes again is known",
+    ),
+    "overlap of nothing": (
+        lambda m: load_of(m).update({"from": "postgresql:///shop?table=visits", "overlap": "1 day"}),
+        f"{SOURCE}: overlap is how far behind the newest cursor to read again, but lacks cursor",
+    ),
+    "share that is none": (
+        lambda m: load_of(m).update(max_rejected=5),
+        f"{SOURCE}: max_rejected is 5, not a share from 0 to 1 (0.01 is 1 %)",
+    ),
+    "share in words": (
+        lambda m: load_of(m).update(max_rejected="1 %"),
+        f"{SOURCE}: max_rejected is '1 %', not a number",
+    ),
+    "constraint that no row can meet": (
+        lambda m: column_of(m).update(constraints=[{"type": "unique", "expression": None}]),
+        f"{SOURCE}: column 'visitor_id' has the constraint unique, which can't be asked of a row"
+        " (possible: not_null, and check with an expression; what must be unique is the key of load)",
+    ),
+    "unknown key of an API": (
+        lambda m: load_of(m).update({"from": "api+https://example.com/visits", "api": {"page": 1}}),
+        f"{SOURCE}: api: unknown key 'page' (known: rows, pages, params, headers, cursor_param, per_second)",
     ),
 }
 

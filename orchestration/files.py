@@ -1,0 +1,276 @@
+"""Sources that are files: each new or changed one is a batch. Where they are is a path, a package, the web or S3."""
+
+import glob
+import hashlib
+import importlib.util
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ml.declarations import Source
+from orchestration import warehouse
+from orchestration.json_lines import json_rows
+from orchestration.landing import Batch, LoadError, Loading, told
+from orchestration.warehouse import Connection
+
+ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
+# A text file may lack its last newline, and a file may grow: one touched this recently may not be whole yet.
+SETTLED_SECONDS = 60
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file to load: what it is called in `_source`, where it is, and a mark that differs when its content does."""
+
+    name: str
+    path: str
+    mark: str
+    size: int
+    modified: float
+
+
+def batches_of_files(loading: Loading) -> Iterator[Batch]:
+    """A batch for each file that is new, or has changed since it was landed, oldest name first.
+
+    What is still being written is left for the next run. Raises `LoadError` if no file is there, or one is no whole
+    Parquet file though nobody writes to it.
+    """
+    source = loading.source
+    found = _remote(loading) if source.scheme in ("http", "https", "s3") else _local(source, loading.project)
+    _one_kind(source, found)
+    known = loading.known_files()
+    gone = sorted(known.keys() - {file.name for file in found})
+    if gone:
+        loading.note(f"gone, their rows stay: {', '.join(gone)}")
+    for file in found:
+        fingerprint = hashlib.sha256(f"{loading.declaration} {file.mark}".encode()).hexdigest()
+        earlier = known.get(file.name)
+        if earlier and earlier[0] == fingerprint:
+            continue
+        with _fetched(loading, file) as path:
+            unfinished = _unfinished(path, file, source)
+            if unfinished:
+                loading.note(f"left for the next run: {file.name} {unfinished}")
+                continue
+            # The same content under another name is another batch.
+            batch_id = hashlib.sha256(f"{file.name} {fingerprint}".encode()).hexdigest()[:12]
+            read = _read(loading.connection, source, path, loading.wanted())
+            yield msgspec.structs.replace(
+                read,
+                id=batch_id,
+                source=file.name,
+                fingerprint=fingerprint,
+                bytes=file.size,
+                replaces=earlier[1] if earlier else (),
+            )
+            if source.scheme not in ("http", "https", "s3") and _mark(path) != file.mark:
+                raise LoadError(f"{told(source)}: {file.name} changed while it was read; run again")
+
+
+def find_files(source: Source, project: Path) -> list[Path]:
+    """The files a source's URI names: `package://<package>/<path or glob in it>`, or one from the dbt project.
+
+    Raises `LoadError` if the package is not installed or no file matches.
+    """
+    where = f"{told(source)}: load: from '{source.uri}'"
+    if source.scheme == "package":
+        package, _, inside = source.uri.partition("://")[2].partition("/")
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+        if found is None or found.origin is None:
+            raise LoadError(
+                f"{where}: there is no installed package '{package}'; add it to pyproject.toml or give a path"
+            )
+        pattern = str(Path(found.origin).parent / inside)
+    else:
+        pattern = str(project / source.uri)
+    files = sorted(Path(file) for file in glob.glob(pattern, recursive=True) if Path(file).is_file())
+    if not files:
+        raise LoadError(f"{where}: no such file (looked for {pattern})")
+    return files
+
+
+def _local(source: Source, project: Path) -> list[File]:
+    """The files on this machine, called by their path from the dbt project, or from the package on."""
+    package = source.uri.partition("://")[2].partition("/")[0] if source.scheme == "package" else None
+
+    def called(path: Path) -> str:
+        if package:
+            return str(path)[str(path).rindex(f"/{package}/") + 1 :]
+        with suppress(ValueError):
+            return str(path.relative_to(project))
+        return str(path)
+
+    return [
+        File(called(path), str(path), _mark(path), path.stat().st_size, path.stat().st_mtime)
+        for path in find_files(source, project)
+    ]
+
+
+def _mark(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _remote(loading: Loading) -> list[File]:
+    """The files at a URL (S3 may have * in it), with what the server says of their content."""
+    import fsspec
+
+    source, url = loading.source, loading.uri
+    where = f"{told(source)}: load: from '{source.uri}'"
+    try:
+        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        paths = sorted(system.glob(path)) if source.scheme == "s3" and glob.has_magic(path) else [path]
+        found = [(path, system.info(path)) for path in paths]
+    except FileNotFoundError:
+        raise LoadError(f"{where}: no such file") from None
+    except Exception as error:  # each file system has its own
+        raise LoadError(f"{where}: can't be reached: {type(error).__name__}: {error}") from None
+    if not found:
+        raise LoadError(f"{where}: no such file")
+    return [File(_plain(path), path, _remote_mark(info), int(info.get("size") or 0), 0.0) for path, info in found]
+
+
+def _plain(path: str) -> str:
+    """A URL without its query and password, which may be secrets."""
+    head, separator, rest = path.partition("?")[0].partition("://")
+    return f"{head}{separator}{rest.rpartition('@')[2]}" if separator else head
+
+
+def _remote_mark(info: Mapping[str, Any]) -> str:
+    told_by_server = [str(info.get(name)) for name in ("ETag", "LastModified", "mtime", "size") if info.get(name)]
+    return " ".join(told_by_server) or str(time.time())
+
+
+@contextmanager
+def _fetched(loading: Loading, file: File) -> Iterator[Path]:
+    """The file on this disk: as it is, or downloaded for the while."""
+    if loading.source.scheme not in ("http", "https", "s3"):
+        yield Path(file.path)
+        return
+    import fsspec
+
+    folder = loading.data / "cache" / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    ending = "".join(Path(_plain(file.path)).suffixes[-2:])
+    path = folder / f"{hashlib.sha256(file.path.encode()).hexdigest()[:16]}{ending}"
+    url = loading.uri if loading.source.scheme != "s3" else f"s3://{file.path}"
+    try:
+        try:
+            with fsspec.open(url, "rb") as remote, path.open("wb") as local:
+                shutil.copyfileobj(remote, local, 1 << 20)
+        except Exception as error:  # each file system has its own
+            raise LoadError(
+                f"{told(loading.source)}: {file.name}: the download broke off: {type(error).__name__}: {error}"
+            ) from None
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _ending(name: str) -> str:
+    return next((suffix for suffix in reversed(Path(name).suffixes) if suffix != ".gz"), "")
+
+
+def _one_kind(source: Source, files: list[File]) -> None:
+    endings = {_ending(file.name) for file in files}
+    if len(endings) != 1 or not endings <= set(ENDINGS):
+        raise LoadError(
+            f"{told(source)}: files end in {', '.join(sorted(endings))}; one kind of {', '.join(ENDINGS)} can be read"
+            " (csv and json also .gz)"
+        )
+
+
+def _unfinished(path: Path, file: File, source: Source) -> str | None:
+    """Why a file seems to be still written to, None if it is whole. Raises `LoadError` for one that never will be."""
+    settled = not file.modified or time.time() - file.modified > SETTLED_SECONDS
+    size = path.stat().st_size
+    if size != file.size and file.modified:
+        return "is growing"
+    with path.open("rb") as content:
+        head = content.read(4)
+        content.seek(max(0, size - 4))
+        tail = content.read(4)
+    ending = _ending(file.name)
+    if not size:
+        fault = "has no content"
+    elif ending == ".parquet" and (head != b"PAR1" or tail != b"PAR1"):
+        fault = "has no Parquet footer"
+    elif path.suffix == ".gz" and not _is_whole_gzip(path):
+        fault = "is a gzip file that breaks off"
+    elif ending == ".json" and path.suffix != ".gz" and tail.strip()[-1:] not in (b"]", b"}"):
+        fault = "ends before its JSON does"
+    elif ending in (".csv", ".jsonl") and path.suffix != ".gz" and not tail.endswith((b"\n", b"\r")):
+        return None if settled else f"does not end in a new line, and was written to in the last {SETTLED_SECONDS} s"
+    else:
+        return None
+    if settled:
+        raise LoadError(f"{told(source)}: {file.name} {fault}; the table stays as it was")
+    return fault
+
+
+def _is_whole_gzip(path: Path) -> bool:
+    import gzip
+
+    try:
+        with gzip.open(path) as content:
+            while content.read(1 << 20):
+                pass
+    except (EOFError, OSError):
+        return False
+    return True
+
+
+def _read(connection: Connection, source: Source, path: Path, wanted: Mapping[str, str]) -> Batch:
+    ending, file = _ending(path.name), warehouse.literal(str(path))
+    if ending == ".parquet":
+        return Batch(id="", source="", relation=f"read_parquet({file})", streamed=True)
+    if ending == ".csv":
+        return _read_csv(connection, file, wanted)
+    if ending == ".jsonl":
+        read = f"""
+            select line from read_csv({file}, columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x01',
+                quote = '', escape = '', auto_detect = false, max_line_size = 100000000)
+        """
+    else:
+        read = f"select json::varchar as line from read_json_objects({file}, maximum_object_size = 100000000)"
+    connection.execute(f"create or replace temp table lines as {read}")
+    rows = json_rows(connection, "temp.lines")
+    return Batch(
+        id="", source="", relation=rows.relation, form="json", sniffed=rows.sniffed, unreadable=rows.unreadable
+    )
+
+
+def _read_csv(connection: Connection, file: str, wanted: Mapping[str, str]) -> Batch:
+    """A CSV file as text, so that a value of another type is a bad row, and not the end of the file."""
+    sniffed = {
+        column["name"]: column["type"]
+        for column in warehouse.one(connection, f"select Columns from sniff_csv({file}, sample_size = -1)")[0]
+    }
+    formats = warehouse.one(connection, f"select DateFormat, TimestampFormat from sniff_csv({file})")
+    connection.execute(
+        f"""
+        drop table if exists temp.bad_lines; drop table if exists temp.bad_scans;
+        create or replace temp table staged as
+        select * from read_csv({file}, all_varchar = true, store_rejects = true,
+            rejects_table = 'bad_lines', rejects_scan = 'bad_scans')
+        """
+    )
+    # A date that is not written as 2017-12-31 is told by the sniffer how to read.
+    iso = []
+    for column, kind in {**sniffed, **wanted}.items():
+        how = formats[0] if kind.startswith("DATE") else formats[1] if kind.startswith("TIMESTAMP") else None
+        if how and how not in ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S") and column in sniffed:
+            text = warehouse.name(column)
+            iso.append(f"coalesce(try_strptime({text}, {warehouse.literal(how)})::varchar, {text}) as {text}")
+    return Batch(
+        id="",
+        source="",
+        relation=f"(select * replace ({', '.join(iso)}) from temp.staged)" if iso else "temp.staged",
+        form="text",
+        sniffed=sniffed,
+        unreadable="select min(lower(error_type)) as rule, csv_line as row from temp.bad_lines group by line, csv_line",
+    )

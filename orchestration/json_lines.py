@@ -1,0 +1,85 @@
+"""Lines of JSON objects as rows: whatever brought them, a file, a stream or a page of an API."""
+
+import msgspec
+
+from orchestration import warehouse
+from orchestration.warehouse import Connection
+
+TYPES = {"UBIGINT": "BIGINT", "BIGINT": "BIGINT", "DOUBLE": "DOUBLE", "BOOLEAN": "BOOLEAN"}
+DATE, MOMENT = r"\d{4}-\d{2}-\d{2}", r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?"
+ZONE = r"(Z|[+-]\d{2}:?\d{2})"
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Rows whose values are all text: SQL to select them from, the type that each column's values seem to have, and
+    SQL of (rule, row) for the lines that are no objects."""
+
+    relation: str
+    sniffed: dict[str, str]
+    unreadable: str
+
+
+def json_rows(connection: Connection, lines: str) -> Rows:
+    """The rows of a temporary table whose column `line` has a JSON object in each row; empty lines are none."""
+    connection.execute(
+        f"""
+        create or replace temp table objects as
+        select line from {lines} where json_valid(line) and json_type(line) = 'OBJECT'
+        """
+    )
+    found = connection.execute(
+        r"""
+        with keys as (select line, unnest(json_keys(line)) as key from temp.objects),
+        typed as (
+            select
+                key,
+                json_type(line, '$."' || replace(key, '"', '\"') || '"') as kind,
+                json_extract_string(line, '$."' || replace(key, '"', '\"') || '"') as value
+            from keys
+        )
+        select
+            key,
+            list(distinct kind) filter (kind <> 'NULL') as kinds,
+            bool_and(regexp_full_match(value, $date)) filter (kind = 'VARCHAR') as is_date,
+            bool_and(regexp_full_match(value, $moment || $zone || '?')) filter (kind = 'VARCHAR') as is_moment,
+            bool_or(regexp_full_match(value, $moment || $zone)) filter (kind = 'VARCHAR') as has_zone
+        from typed group by key order by key
+        """,
+        {"date": DATE, "moment": MOMENT, "zone": ZONE},
+    ).fetchall()
+    sniffed = {
+        key: _type(kinds or [], is_date, is_moment, has_zone) for key, kinds, is_date, is_moment, has_zone in found
+    }
+    structure = ", ".join(f'{_quoted(key)}: "VARCHAR"' for key in sniffed)
+    connection.execute(
+        "create or replace temp table staged as "
+        + (
+            f"select unnest(json_transform(line, {warehouse.literal('{' + structure + '}')})) from temp.objects"
+            if sniffed
+            else "select line from temp.objects"
+        )
+    )
+    return Rows(
+        relation="temp.staged",
+        sniffed=sniffed,
+        unreadable=f"""
+            select 'is no JSON object' as rule, line as row from {lines}
+            where line is not null and trim(line) <> '' and coalesce(json_type(try_cast(line as json)), '') <> 'OBJECT'
+        """,
+    )
+
+
+def _quoted(key: str) -> str:
+    return msgspec.json.encode(key).decode()
+
+
+def _type(kinds: list[str], is_date: bool | None, is_moment: bool | None, has_zone: bool | None) -> str:
+    """The type for a column with these kinds of JSON values."""
+    types = {TYPES.get(kind, "VARCHAR") for kind in kinds}
+    if types == {"BIGINT", "DOUBLE"}:
+        return "DOUBLE"
+    if kinds == ["VARCHAR"] and is_date:
+        return "DATE"
+    if kinds == ["VARCHAR"] and is_moment:
+        return "TIMESTAMP WITH TIME ZONE" if has_zone else "TIMESTAMP"
+    return types.pop() if len(types) == 1 else "VARCHAR"
