@@ -20,7 +20,7 @@ def sources_of(room: str) -> list[Path]:
     )
 
 
-ENGINES_OWN = {"as_of_date", "matures_on", "_loaded_at", "batch_id", "_batch_id", "_source"}
+ENGINES_OWN = {"as_of_date", "known_at", "_known_at", "matures_on", "_loaded_at", "batch_id", "_batch_id", "_source"}
 # What the sample company deals in.
 NOUNS = ["household", "basket", "coupon", "campaign", "lapse", "spend", "journey", "grocer", "promotion", "demographic"]
 
