@@ -57,7 +57,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     earlier batches that this is a newer version of. `unreadable` selects (rule, row) of what is no row at all. A
     `streamed` relation can be read on another connection (files can, a temporary table can't). `sniffed` is the type
     that the values of a text column seem to have. `keys` selects the keys of all rows that the source has now: rows of
-    the table with another key are deleted.
+    the table with another key are deleted. `then` is SQL to execute in the same transaction.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     streamed: bool = False
     sniffed: dict[str, str] = {}
     keys: str | None = None
+    then: str | None = None
 
 
 class Loading(msgspec.Struct, kw_only=True):
@@ -106,7 +107,7 @@ class Loading(msgspec.Struct, kw_only=True):
             """
             select source, arg_max(fingerprint, loaded_at), list(distinct batch_id)
             from quality.source_metrics
-            where schema_name = ? and table_name = ? and status = 'landed' group by 1
+            where schema_name = ? and table_name = ? and status = 'landed' and fingerprint <> '' group by 1
             """,
             [self.source.schema, self.source.table],
         ).fetchall()
@@ -115,7 +116,7 @@ class Loading(msgspec.Struct, kw_only=True):
 
 class Landed(msgspec.Struct, kw_only=True):
     """What became of a batch's rows: each is landed (of which some replaced an older one), repeated, superseded by a
-    newer row of the same key, or rejected."""
+    newer row of the same key, or bad. `rejected` counts by rule, of which a row may break several."""
 
     batch: str
     rows: int
@@ -123,6 +124,7 @@ class Landed(msgspec.Struct, kw_only=True):
     replaced: int = 0
     repeated: int = 0
     superseded: int = 0
+    bad_rows: int = 0
     rejected: dict[str, int] = {}
     added_columns: tuple[str, ...] = ()
 
@@ -205,7 +207,7 @@ def land(connection: Connection, source: Source, batch: Batch, loaded_at: dateti
         _quarantine(connection, source, batch, accepted.conflicts, loaded_at)
     known_at = _known_at(source, is_first, clock)
     landed = _insert(connection, source, batch, accepted, expected, loaded_at, known_at)
-    connection.execute("drop table if exists temp.accepted; drop table if exists temp.met")
+    connection.execute(f"drop table if exists temp.accepted; drop table if exists temp.met; {batch.then or ''}")
     result = Landed(
         batch=batch.id,
         rows=rows,
@@ -213,6 +215,7 @@ def land(connection: Connection, source: Source, batch: Batch, loaded_at: dateti
         replaced=accepted.replaced,
         repeated=accepted.repeated,
         superseded=accepted.superseded,
+        bad_rows=bad_rows,
         rejected=rejected,
         added_columns=added,
     )
@@ -627,7 +630,7 @@ def _record(
         "repeated": landed.repeated,
         "superseded": landed.superseded,
         "deleted": 0,
-        "rejected": sum(landed.rejected.values()),
+        "rejected": landed.bad_rows,
         "rejected_by_rule": json.dumps(landed.rejected),
         "null_shares": json.dumps(profile.null_shares),
         "distinct_keys": profile.distinct_keys,

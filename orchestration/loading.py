@@ -1,5 +1,6 @@
 """Loads raw tables as the dbt sources declare them: `config.meta.load.from` says where from, the source where to."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import msgspec
 from ml.declarations import Project, Source
 from orchestration import landing, warehouse
 from orchestration.files import batches_of_files
+from orchestration.json_lines import json_rows
 from orchestration.landing import Batch, Landed, LoadError, Loading, told
 from orchestration.project import Paths
 from orchestration.warehouse import Connection
@@ -52,7 +54,7 @@ def load(
         uri=_uri(source),
         clock=clock,
     )
-    landed = []
+    landed = [_land(connection, patient, batch, clock) for patient, batch in _repaired(loading)]
     batches = KINDS[source.scheme](loading)
     for batch in _read(batches, source):
         landed.append(_land(connection, source, batch, clock))
@@ -71,6 +73,29 @@ def _read(batches: Iterator[Batch], source: Source) -> Iterator[Batch]:
         yield from batches
     except duckdb.Error as error:
         raise LoadError(f"{told(source)}: can't be read, the table stays as it was: {_reason(error)}") from None
+
+
+def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
+    """The rows of the quarantine that somebody has repaired, as a batch: what is bad in them still goes back there."""
+    connection, source = loading.connection, loading.source
+    if not warehouse.exists(connection, "quarantine", source.table):
+        return
+    quarantine = landing.quarantine_of(source)
+    waiting = f"from {quarantine} where repaired is not null and readmitted_at is null"
+    if not warehouse.one(connection, f"select count(*) {waiting}")[0]:
+        return
+    connection.execute(f"create or replace temp table lines as select repaired as line {waiting}")
+    rows = json_rows(connection, "temp.lines")
+    batch = Batch(
+        id=landing.new_batch_id(),
+        source=quarantine.replace('"', ""),
+        relation=rows.relation,
+        form="json",
+        sniffed=rows.sniffed,
+        unreadable=rows.unreadable,
+        then=f"update {quarantine} set readmitted_at = now() where repaired is not null and readmitted_at is null",
+    )
+    yield msgspec.structs.replace(source, max_rejected=1.0), batch
 
 
 def _land(connection: Connection, source: Source, batch: Batch, clock: datetime) -> Landed:
@@ -108,11 +133,38 @@ def clock_of(project: Project) -> datetime:
     return datetime.combine(project.today, time.min, UTC) if project.today else datetime.now(UTC)
 
 
+def _freshness(connection: Connection, source: Source, project: Project) -> dg.AssetCheckResult:
+    """dbt's source freshness, but on the clock of the project: `dbt source freshness` knows the real one alone."""
+    column = warehouse.name(source.loaded_at)
+    try:
+        (newest,) = warehouse.one(connection, f"select max({column})::timestamptz from {landing.table_of(source)}")
+    except duckdb.Error as error:
+        raise LoadError(
+            f"{told(source)}: loaded_at_field '{source.loaded_at}' gives no time: {str(error).splitlines()[0]}"
+        ) from None
+    days = (clock_of(project) - newest).total_seconds() / 86_400 if newest else math.inf
+    is_late = days > (source.error_after_days or math.inf)
+    return dg.AssetCheckResult(
+        check_name="freshness",
+        passed=not is_late and days <= (source.warn_after_days or math.inf),
+        severity=dg.AssetCheckSeverity.ERROR if is_late else dg.AssetCheckSeverity.WARN,
+        metadata={"newest": str(newest), "days old": round(days, 3) if newest else "no row"},
+    )
+
+
 def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) -> dg.AssetsDefinition:
     """The asset of a declared raw table, under the key that dagster-dbt gives the dbt source."""
 
+    has_freshness = source.warn_after_days is not None or source.error_after_days is not None
+    freshness = dg.AssetCheckSpec(
+        "freshness",
+        asset=key,
+        description=f"The newest {source.loaded_at} is as young as its freshness asks, by the project's clock.",
+    )
+
     @dg.asset(
         key=key,
+        check_specs=[freshness] if has_freshness else [],
         group_name="raw",
         kinds={"duckdb", "source"},
         description=source.description or None,
@@ -124,8 +176,9 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
         with warehouse.open_warehouse(where.warehouse) as connection:
             loaded = load(connection, source, where, clock_of(project), context.log.info)
             columns = warehouse.columns(connection, source.schema, source.table)
+            checked = [_freshness(connection, source, project)] if has_freshness else []
         schema = [dg.TableColumn(name, kind, description=source.columns.get(name)) for name, kind in columns.items()]
-        rejected = sum(sum(batch.rejected.values()) for batch in loaded.batches)
+        rejected = sum(batch.bad_rows for batch in loaded.batches)
         added = [column for batch in loaded.batches for column in batch.added_columns]
         notes = [
             *loaded.notes,
@@ -144,6 +197,7 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
                 "note": "; ".join(notes),
                 "changed": loaded.changed,
             },
+            check_results=checked,
         )
 
     return raw_table

@@ -9,6 +9,7 @@ import dagster as dg
 
 from ml.declarations import Score
 from orchestration import warehouse
+from orchestration.checks import refuse_unsound
 from orchestration.project import Paths, replaced
 from orchestration.training import SEED, ScoringError, current_champion, load_card, load_model, training_set_file
 from orchestration.warehouse import Connection
@@ -126,6 +127,7 @@ def drift_asset(score: Score, where: Paths) -> dg.AssetsDefinition:
         pool="warehouse",
     )
     def drift(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             report = report_drift(connection, score, where)
         return dg.MaterializeResult(

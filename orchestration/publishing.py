@@ -13,6 +13,7 @@ import dagster as dg
 
 from ml.declarations import Project, Score
 from orchestration import warehouse
+from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
 from orchestration.training import ScoringError, current_champion, engine, load_card, model_folder
 from orchestration.warehouse import Connection
@@ -218,6 +219,7 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
         pool="warehouse",
     )
     def generation(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             try:
                 served = publish(connection, score, project, where)

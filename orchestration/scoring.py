@@ -10,6 +10,7 @@ import dagster as dg
 
 from ml.declarations import Score
 from orchestration import versions, warehouse
+from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
 from orchestration.training import ScoringError, current_champion, engine, load_model
 from orchestration.warehouse import Connection
@@ -142,6 +143,7 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
         pool="warehouse",
     )
     def predictions(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             champion = current_champion(connection, score)
             dates, rows = score_dates(connection, score, champion, where)

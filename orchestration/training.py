@@ -17,6 +17,7 @@ from ml.declarations import Project, Score
 from ml.encoding import EncodingError
 from ml.evaluation import GateResult, check_gate
 from orchestration import versions, warehouse
+from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
 from orchestration.warehouse import Connection
 
@@ -250,6 +251,7 @@ def training_assets(
         pool="warehouse",
     )
     def training_set(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             versions.create_tables(connection)
             frozen = freeze_training_set(connection, score, clock(project), where.training_sets)
@@ -280,6 +282,7 @@ def training_assets(
         pool="warehouse",
     )
     def model(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             versions.create_tables(connection)
             current = versions.current_training_set(connection, score)

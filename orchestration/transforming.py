@@ -22,6 +22,7 @@ from packaging.version import Version
 from sqlglot.errors import SqlglotError
 
 from orchestration import warehouse
+from orchestration.checks import refuse_unsound
 from orchestration.lineage import column_lineage
 from orchestration.project import DBT, Paths, replaced
 from orchestration.warehouse import Connection
@@ -83,6 +84,7 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
         name="dbt_build",
     )
     def dbt_build(context: dg.AssetExecutionContext, dbt: DbtCliResource, config: Build) -> Iterator[Any]:
+        refuse_unsound(context)
         defined = definitions(manifest)
         built = where.data / "dbt" / "built.json"
         outdated = redefined(manifest, defined, json.loads(built.read_bytes())) if built.is_file() else []

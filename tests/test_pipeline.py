@@ -258,6 +258,40 @@ def test_a_failing_data_test_stops_what_is_downstream(loans_run: Run, tmp_path: 
     assert store.current(run.data / "generations", SCORE) == served
     assert contents(run)[f"predictions.{SCORE}"] == scored
 
+    # A later run of what is downstream alone, which does not evaluate the check again.
+    for key in (f"predictions/{SCORE}", "risk_labels/loan_default_90d"):
+        later = materialize(run, key)
+        assert later.returncode != 0
+        told = re.search(
+            r"not made, as a check of what it comes from failed last: (.*)\. What was published", later.stderr
+        )
+        assert bool(told) == key.startswith("predictions"), later.stderr
+        if told:
+            assert "assert_there_are_no_loans" in told[1]
+    (run.project / "tests" / "assert_there_are_no_loans.sql").write_text(
+        "select 1 from {{ ref('loan_features') }} where false"
+    )
+    assert run.again().code == 0
+
+
+def materialize(run: Run, key: str) -> subprocess.CompletedProcess[str]:
+    """One asset alone, as the UI's button does it."""
+    return subprocess.run(
+        [
+            str(Path(sys.executable).parent / "dagster"),
+            "asset",
+            "materialize",
+            "--select",
+            f'key:"{key}"',
+            "--module-name",
+            "orchestration.definitions",
+        ],
+        cwd=REPOSITORY,
+        env={**environment_of(run.project, run.data, run.home), "DAGSTER_HOME": str(run.data / "dagster")},
+        capture_output=True,
+        text=True,
+    )
+
 
 def gate_of(run: Run, old: str, new: str) -> None:
     file = run.project / "models" / "scores.yml"

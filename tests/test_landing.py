@@ -1,0 +1,335 @@
+"""Batches of rows as they land: good ones once, bad ones in quarantine with the reason, or nothing at all."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ml.declarations import Rule
+from orchestration.landing import LoadError
+from orchestration.warehouse import Connection, columns, open_warehouse
+from tests.conftest import REPOSITORY
+from tests.test_loading import CLOCK, load, source
+
+WHOLE = (0, 0)  # a time of change long ago: nobody writes to the file
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Connection]:
+    with open_warehouse(tmp_path / "data" / "warehouse.duckdb") as connection:
+        yield connection
+
+
+def rows_of(connection: Connection, *selected: str) -> list[tuple[Any, ...]]:
+    return connection.execute(f"select {', '.join(selected)} from landing.orders order by all").fetchall()
+
+
+def quarantined(connection: Connection) -> list[tuple[str, dict[str, Any]]]:
+    found = connection.execute("select rule, row from quarantine.orders order by all").fetchall()
+    return [(rule, json.loads(row)) for rule, row in found]
+
+
+def metrics(connection: Connection) -> dict[str, Any]:
+    cursor = connection.execute("select * from quality.source_metrics order by loaded_at desc limit 1")
+    names = [column[0] for column in cursor.description]
+    return dict(zip(names, cursor.fetchall()[0], strict=True))
+
+
+def lines(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_row_that_breaks_a_rule_is_set_aside_as_it_came_and_the_others_land(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    good = "".join(f"{number},{number}.5,2024-01-01\n" for number in range(400))
+    (tmp_path / "orders.csv").write_text(
+        f"order_no,amount,ordered_on\n{good}400,ten,2024-01-01\n401,-3,2024-01-01\n,1,x\n"
+    )
+    declared = source(
+        "orders.csv",
+        types={"order_no": "integer", "amount": "decimal(10, 2)", "ordered_on": "date"},
+        rules=(Rule("order_no is null", "order_no is not null"), Rule("amount fails amount >= 0", "amount >= 0")),
+    )
+    loaded = load(warehouse, declared, tmp_path)
+    assert (loaded.rows, loaded.batches[0].rows) == (400, 403)
+    assert quarantined(warehouse) == [
+        ("amount fails amount >= 0", {"order_no": "401", "amount": "-3", "ordered_on": "2024-01-01"}),
+        ("amount is no decimal(10, 2)", {"order_no": "400", "amount": "ten", "ordered_on": "2024-01-01"}),
+        ("ordered_on is no date; order_no is null", {"order_no": None, "amount": "1", "ordered_on": "x"}),
+    ]
+    recorded = metrics(warehouse)
+    assert (recorded["rows"], recorded["landed"], recorded["rejected"]) == (403, 400, 3)
+    assert json.loads(recorded["rejected_by_rule"])["order_no is null"] == 1
+
+
+def test_more_bad_rows_than_allowed_land_nothing_and_are_told(warehouse: Connection, tmp_path: Path) -> None:
+    file = tmp_path / "orders.csv"
+    file.write_text("order_no\n1\n")
+    declared = source("orders.csv", types={"order_no": "integer"})
+    load(warehouse, declared, tmp_path)
+    file.write_text("order_no\n1\n2\nthree\n")
+    with pytest.raises(
+        LoadError, match=r"1 of 3 rows of orders\.csv are bad, more than the 1\.00% .*order_no is no integer: 1"
+    ):
+        load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "order_no") == [(1,)]
+    assert quarantined(warehouse) == []
+    assert (metrics(warehouse)["status"], metrics(warehouse)["landed"]) == ("failed", None)
+    tolerant = source("orders.csv", types={"order_no": "integer"}, max_rejected=0.5)
+    assert load(warehouse, tolerant, tmp_path).rows == 2
+
+
+def test_a_repaired_row_is_admitted_by_the_next_load_and_a_bad_repair_goes_back(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "orders.csv").write_text("order_no,amount\n1,1\n2,two\n3,three\n")
+    declared = source(
+        "orders.csv", types={"order_no": "integer", "amount": "integer"}, key=("order_no",), max_rejected=1
+    )
+    load(warehouse, declared, tmp_path)
+    warehouse.execute(
+        """
+        update quarantine.orders set repaired = json_merge_patch(row, '{"amount": 2}') where row->>'order_no' = '2';
+        update quarantine.orders set repaired = json_merge_patch(row, '{"amount": "3!"}') where row->>'order_no' = '3'
+        """
+    )
+    assert load(warehouse, declared, tmp_path).rows == 2
+    assert rows_of(warehouse, "order_no", "amount", "_source") == [
+        (1, 1, "orders.csv"),
+        (2, 2, "quarantine.orders"),
+    ]
+    waiting = "select row->>'amount' from quarantine.orders where readmitted_at is null"
+    assert warehouse.execute(waiting).fetchall() == [("3!",)]
+    assert not load(warehouse, declared, tmp_path).changed
+
+
+def test_of_one_key_the_newest_row_counts_whenever_it_comes(warehouse: Connection, tmp_path: Path) -> None:
+    declared = source("*.jsonl", key=("order_no",), cursor="changed_at")
+    early, late = "2024-01-01T00:00:00", "2024-01-02T00:00:00"
+    (tmp_path / "1.jsonl").write_text(
+        lines(
+            {"order_no": 1, "state": "sent", "changed_at": late},
+            {"order_no": 1, "state": "new", "changed_at": early},
+            {"order_no": 2, "state": "new", "changed_at": early},
+            {"order_no": 2, "state": "new", "changed_at": early},
+        )
+    )
+    first = load(warehouse, declared, tmp_path).batches[0]
+    assert (first.landed, first.superseded, first.repeated) == (2, 1, 1)
+    (tmp_path / "2.jsonl").write_text(
+        lines(
+            {"order_no": 1, "state": "new", "changed_at": early},
+            {"order_no": 2, "state": "sent", "changed_at": late},
+            {"order_no": 3, "state": "new", "changed_at": late},
+        )
+    )
+    second = load(warehouse, declared, tmp_path).batches[0]
+    assert (second.landed, second.superseded, second.replaced) == (2, 1, 1)
+    assert rows_of(warehouse, "order_no", "state", "_source") == [
+        (1, "sent", "1.jsonl"),
+        (2, "sent", "2.jsonl"),
+        (3, "new", "2.jsonl"),
+    ]
+
+
+def test_rows_of_one_key_that_contradict_each_other_are_bad(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.jsonl").write_text(lines({"order_no": 1, "zip": "a"}, {"order_no": 1, "zip": "b"}))
+    loaded = load(warehouse, source("orders.jsonl", key=("order_no",), max_rejected=0.5), tmp_path)
+    assert loaded.rows == 1
+    assert quarantined(warehouse)[0][0] == "order_no repeats with other values"
+
+
+def test_a_batch_that_comes_again_changes_nothing(warehouse: Connection, tmp_path: Path) -> None:
+    declared = source("*.csv", key=("order_no",))
+    (tmp_path / "1.csv").write_text("order_no,zip\n1,\n2,8000\n")
+    load(warehouse, declared, tmp_path)
+    before = rows_of(warehouse, "*")
+    (tmp_path / "2.csv").write_text("order_no,zip\n2,8000\n1,\n")
+    again = load(warehouse, declared, tmp_path)
+    assert (again.changed, again.batches[0].repeated) == (False, 2)
+    assert rows_of(warehouse, "*") == before
+
+
+def test_a_changed_file_replaces_its_own_rows_and_a_removed_one_is_noted(warehouse: Connection, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        (tmp_path / f"{number}.csv").write_text(f"order_no\n{number}\n")
+    load(warehouse, source("*.csv"), tmp_path)
+    batches = dict(rows_of(warehouse, "_source", "_batch_id"))
+    (tmp_path / "2.csv").write_text("order_no\n2\n22\n")
+    (tmp_path / "3.csv").unlink()
+    loaded = load(warehouse, source("*.csv"), tmp_path)
+    assert [batch.rows for batch in loaded.batches] == [2]
+    assert loaded.notes == ["gone, their rows stay: 3.csv"]
+    assert rows_of(warehouse, "order_no") == [(1,), (2,), (3,), (22,)]
+    after = dict(rows_of(warehouse, "_source", "_batch_id"))
+    assert [name for name in batches if batches[name] != after[name]] == ["2.csv"]
+
+
+def test_a_new_column_is_added_and_told(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("order_no\n1\n")
+    load(warehouse, source("*.csv"), tmp_path)
+    (tmp_path / "2.csv").write_text("order_no,channel\n2,web\n")
+    loaded = load(warehouse, source("*.csv"), tmp_path)
+    assert loaded.batches[0].added_columns == ("channel",)
+    assert rows_of(warehouse, "order_no", "channel") == [(1, None), (2, "web")]
+    assert metrics(warehouse)["added_columns"] == "channel"
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (pa.table({"order_no": [2]}), r"lacks the columns amount.*it has: +order_no BIGINT.*expected: .*amount DOUBLE"),
+        (
+            pa.table({"order_no": [2], "amount": ["2"]}),
+            r"columns amount have another type.*VARCHAR.*expected: amount DOUBLE",
+        ),
+        (
+            pa.table({"order_no": [date(2024, 1, 1)], "amount": [1.0]}),
+            r"order_no have another type.*order_no DATE.*order_no BIGINT",
+        ),
+    ],
+    ids=["missing", "text for a number", "a date for a number"],
+)
+def test_a_column_that_is_missing_or_retyped_stops_the_source_and_shows_both_schemas(
+    warehouse: Connection, tmp_path: Path, table: pa.Table, told: str
+) -> None:
+    pq.write_table(pa.table({"order_no": [1], "amount": [1.5]}), tmp_path / "1.parquet")
+    load(warehouse, source("*.parquet"), tmp_path)
+    pq.write_table(table, tmp_path / "2.parquet")
+    with pytest.raises(LoadError, match=re.compile(told, re.DOTALL)):
+        load(warehouse, source("*.parquet"), tmp_path)
+    assert rows_of(warehouse, "order_no", "amount") == [(1, 1.5)]
+
+
+def test_a_file_that_is_being_written_is_left_for_the_next_run(warehouse: Connection, tmp_path: Path) -> None:
+    whole = tmp_path / "1.csv"
+    whole.write_text("order_no\n1\n")
+    growing = tmp_path / "2.csv"
+    growing.write_text("order_no\n2\n3")
+    loaded = load(warehouse, source("*.csv"), tmp_path)
+    assert loaded.rows == 1
+    assert loaded.notes[0].startswith("left for the next run: 2.csv does not end in a new line")
+    growing.write_text("order_no\n2\n33\n")
+    assert load(warehouse, source("*.csv"), tmp_path).rows == 3
+
+
+def test_a_parquet_file_without_its_footer_is_left_and_told_as_damaged_once_nobody_writes(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"order_no": [1]}), tmp_path / "1.parquet")
+    broken = tmp_path / "2.parquet"
+    broken.write_bytes((tmp_path / "1.parquet").read_bytes()[:-8])
+    assert load(warehouse, source("*.parquet"), tmp_path).notes == [
+        "left for the next run: 2.parquet has no Parquet footer"
+    ]
+    os.utime(broken, WHOLE)
+    with pytest.raises(LoadError, match=r"2\.parquet has no Parquet footer; the table stays as it was"):
+        load(warehouse, source("*.parquet"), tmp_path)
+
+
+def test_a_csv_without_a_last_newline_is_taken_once_nobody_writes(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("order_no\n1")
+    os.utime(tmp_path / "1.csv", WHOLE)
+    assert load(warehouse, source("*.csv"), tmp_path).rows == 1
+
+
+def test_history_keeps_its_own_clock_and_what_comes_later_is_known_when_it_comes(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    declared = source("*.csv", key=("order_no",), known_at="recorded_at")
+    (tmp_path / "1.csv").write_text("order_no,recorded_at\n1,2024-01-01 10:00:00\n")
+    load(warehouse, declared, tmp_path)
+    (tmp_path / "2.csv").write_text("order_no,recorded_at\n2,2024-01-02 10:00:00\n")
+    load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "order_no", "_known_at") == [(1, datetime(2024, 1, 1, 10, tzinfo=UTC)), (2, CLOCK)]
+
+
+def test_the_figures_of_a_batch_are_kept(warehouse: Connection, tmp_path: Path) -> None:
+    declared = source("*.csv", key=("order_no",), cursor="ordered_at")
+    for name, count in (("1", 10), ("2", 30), ("3", 5)):
+        rows = "".join(
+            f"{name}{number},{'' if number else 8000},2024-04-30 0{number % 10}:00:00\n" for number in range(count)
+        )
+        (tmp_path / f"{name}.csv").write_text(f"order_no,zip,ordered_at\n{rows}")
+    load(warehouse, declared, tmp_path)
+    found = metrics(warehouse)
+    assert (found["source"], found["rows"], found["distinct_keys"]) == ("3.csv", 5, 5)
+    assert json.loads(found["null_shares"]) == {"order_no": 0.0, "zip": 0.8, "ordered_at": 0.0}
+    assert (found["cursor_min"], found["cursor_max"]) == ("2024-04-30 00:00:00", "2024-04-30 04:00:00")
+    assert found["freshness_lag_seconds"] == 26 * 3600
+    assert (found["trailing_median_rows"], found["volume_ratio"]) == (20, 0.25)
+
+
+def test_dates_that_are_written_another_way_are_read_and_nested_json_is_kept(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "1.csv").write_text("order_no;ordered_on\n1;31/12/2023\n2;01/02/2024\n")
+    load(warehouse, source("1.csv"), tmp_path)
+    assert rows_of(warehouse, "ordered_on") == [(date(2023, 12, 31),), (date(2024, 2, 1),)]
+    (tmp_path / "o.jsonl").write_text(
+        lines({"order_no": 2**60 + 1, "lines": [{"sku": "a, b"}], "sent_at": "2024-01-01T10:00:00+02:00", "no": "007"})
+    )
+    warehouse.execute("drop table landing.orders")
+    load(warehouse, source("o.jsonl"), tmp_path)
+    assert rows_of(warehouse, "order_no", "lines", "sent_at", "no") == [
+        (2**60 + 1, '[{"sku":"a, b"}]', datetime(2024, 1, 1, 8, tzinfo=UTC), "007")
+    ]
+
+
+def test_a_constraint_that_is_no_sql_is_told(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("order_no\n1\n")
+    with pytest.raises(LoadError, match=r"a constraint can't be asked of its rows: Binder Error.*no_such"):
+        load(warehouse, source("1.csv", rules=(Rule("x", "no_such > 1"),)), tmp_path)
+
+
+LOADER = """
+import sys
+from pathlib import Path
+from tests.test_loading import load, source
+from orchestration.warehouse import open_warehouse
+project = Path(sys.argv[1])
+with open_warehouse(project / "data" / "warehouse.duckdb") as connection:
+    print("loading", flush=True)
+    load(connection, source("*.parquet", key=("order_no",)), project)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.25, 0.5])
+def test_a_load_of_files_that_is_killed_is_completed_by_the_next_with_each_row_once(
+    tmp_path: Path, seconds: float
+) -> None:
+    for part in range(4):
+        numbers = range(part * 200_000, (part + 1) * 200_000)
+        pq.write_table(pa.table({"order_no": numbers, "zip": [str(n) for n in numbers]}), tmp_path / f"{part}.parquet")
+    with subprocess.Popen(
+        [sys.executable, "-c", LOADER, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    ) as loader:
+        assert loader.stdout is not None and loader.stdout.readline() == "loading\n"
+        time.sleep(seconds)
+        loader.send_signal(signal.SIGKILL)
+    with open_warehouse(tmp_path / "data" / "warehouse.duckdb") as connection:
+        load(connection, source("*.parquet", key=("order_no",)), tmp_path)
+        found = connection.execute("select count(*), count(distinct order_no) from landing.orders").fetchall()
+        assert found == [(800_000, 800_000)]
+        assert columns(connection, "landing", "orders")["order_no"] == "BIGINT"
+
+
+def test_a_killed_load_leaves_no_half_batch(tmp_path: Path) -> None:
+    """The warehouse as the killed one left it: whole batches only."""
+    test_a_load_of_files_that_is_killed_is_completed_by_the_next_with_each_row_once(tmp_path, 0.15)
+    with duckdb.connect(str(tmp_path / "data" / "warehouse.duckdb"), read_only=True) as connection:
+        per_batch = connection.execute("select count(*) from landing.orders group by _batch_id").fetchall()
+    assert per_batch == [(200_000,)] * 4
