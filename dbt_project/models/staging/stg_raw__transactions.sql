@@ -13,9 +13,8 @@ renamed as (
         week as promotion_week,
         quantity,
         transaction_timestamp as occurred_at,
-        -- The history was delivered in one piece, long after it happened. The company knew each line when the
-        -- till rang, so the line keeps its own clock. A live feed would say greatest(occurred_at, _loaded_at) here.
-        transaction_timestamp as known_at,
+        -- A line that comes late is known late.
+        greatest(transaction_timestamp, cast(_known_at as timestamp)) as known_at,
         cast(round(sales_value * 100) as integer) as spend_cents,
         cast(round(retail_disc * 100) as integer) as retail_discount_cents,
         cast(round(coupon_disc * 100) as integer) as coupon_discount_cents,
