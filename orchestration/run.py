@@ -94,7 +94,7 @@ class Display:
         changed = metadata.get("changed", True)
         self.changed[asset] = bool(changed)
         figures = f"{rows:>12,} rows" if rows is not None else f"{'':>12}     "
-        note = "" if changed else "  unchanged"
+        note = f"  {metadata['note']}" if metadata.get("note") else "" if changed else "  unchanged"
         self.console.print(f"[green]✓[/] {asset:<48} {figures} {seconds:>7.1f} s[dim]{note}[/]", highlight=False)
         self.progress.advance(self.task)
 

@@ -1,4 +1,4 @@
-"""The pages for people: an overview of scores, one for each with a customer's lookup, and the reports. No scripts."""
+"""The pages for people: an overview of scores, one for each with a customer's lookup, sources, reports. No scripts."""
 
 import asyncio
 import base64
@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from serving.catalogue import Catalogue, Served
 from serving.generation import CustomerScore
+from serving.sources import read_sources, source_view
 from serving.views import FILTERS, band_places, find_reports, reason_bars, report_file, scale, score_view
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -112,6 +113,12 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
         found = await asyncio.to_thread(find_reports, reports)
         return _render("reports.html", here="reports", reports=found, titles=titles)
 
+    @get("/sources")
+    async def sources() -> Response[str]:
+        found = await asyncio.to_thread(read_sources, reports)
+        views = [source_view(source) for source in found.sources] if found else []
+        return _render("sources.html", here="sources", views=views, written_at=found.written_at if found else None)
+
     @get("/reports/{score:str}/{as_of_date:str}/{name:str}")
     async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> ASGIResponse:
         path = (reports or Path()) / score / as_of_date / name
@@ -126,7 +133,7 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
     return [
         Router(
             "/",
-            route_handlers=[overview, score_page, report_index],
+            route_handlers=[overview, score_page, report_index, sources],
             include_in_schema=False,
             response_headers=PAGE_HEADERS,
         ),

@@ -5,14 +5,17 @@ import gzip
 import hashlib
 import re
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 
 from serving.app import create_app
+from serving.sources import BatchFigures, SourceFigures, SourceReport
 from serving.store import CustomerScore, Reason, flip, payload, write
 from tests.sample_generations import PUBLISHED, a_generation, publish
 
@@ -43,7 +46,16 @@ def report(data: Path, as_of_date: str, score: str = "churn", name: str = "drift
     return path
 
 
-PAGES = ["/", "/pages/churn", "/pages/churn?customer_id=42", "/pages/spend", "/pages/nonsense", "/reports", "/docs"]
+PAGES = [
+    "/",
+    "/pages/churn",
+    "/pages/churn?customer_id=42",
+    "/pages/spend",
+    "/pages/nonsense",
+    "/sources",
+    "/reports",
+    "/docs",
+]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -207,3 +219,73 @@ def test_a_report_is_served_gzipped_shut_off_and_anew_when_it_changes(client: Cl
 def test_only_a_report_is_served_and_nothing_beside(client: Client, data: Path, path: str) -> None:
     (data / "reports" / "churn" / "2024-03-04" / "drift.json").write_text("{}")
     assert client.get("/reports/" + path).status_code == 404
+
+
+def sources_file(data: Path, *batches: BatchFigures) -> None:
+    figures = SourceFigures(
+        name="raw.visits",
+        description="Visits to the shop.",
+        owner="data@example.com",
+        loaded_from="postgresql://shop:${PASSWORD}@db/shop?table=visits",
+        rows=1234,
+        quarantined=7,
+        batches=list(batches),
+    )
+    report = SourceReport(written_at=datetime(2024, 3, 5, tzinfo=UTC), sources=[figures])
+    (data / "reports").mkdir(parents=True, exist_ok=True)
+    (data / "reports" / "sources.json").write_bytes(msgspec.json.encode(report))
+
+
+def a_batch(day: int, **told: Any) -> BatchFigures:
+    figures: dict[str, Any] = {
+        "source": "visits",
+        "loaded_at": datetime(2024, 3, day, 6, tzinfo=UTC),
+        "status": "landed",
+        "fault": None,
+        "rows": 100,
+        "landed": 97,
+        "rejected": 0,
+        "rejected_by_rule": {},
+        "null_shares": {"zip": 0.1},
+        "volume": 1.0,
+        "lag_days": 0.25,
+        "seconds": 1.0,
+    }
+    return BatchFigures(**(figures | told))
+
+
+def test_the_sources_show_what_each_batch_brought_and_what_was_set_aside(client: Client, data: Path) -> None:
+    assert "No load has been recorded yet" in client.get("/sources").text
+    newest = a_batch(2, rejected=3, rejected_by_rule={"zip is null": 3}, null_shares={"zip": 0.4}, volume=0.5)
+    sources_file(data, a_batch(1), newest)
+    page = client.get("/sources").text
+    for text in (
+        "raw.visits",
+        "1,234",
+        "0.50 × usual",
+        "zip is null (3)",
+        "zip 10 % → 40 %",
+        "${PASSWORD}",
+        ">loaded<",
+    ):
+        assert text in page
+    assert page.count("<g><title>") == 2
+    assert "2024-03-02 06:00, visits: 100 rows, 3 bad" in page
+
+
+def test_a_source_that_failed_says_why(client: Client, data: Path) -> None:
+    failed = a_batch(2, status="failed", fault="<b>visits</b> lacks the columns zip", rows=None, null_shares={})
+    sources_file(data, a_batch(1), failed)
+    page = client.get("/sources").text
+    assert ">failed<" in page
+    assert "&lt;b&gt;visits&lt;/b&gt; lacks the columns zip" in page
+    assert 'class="failed"' in page
+
+
+def test_a_damaged_file_of_sources_is_no_error(client: Client, data: Path) -> None:
+    sources_file(data, a_batch(1))
+    file = data / "reports" / "sources.json"
+    file.write_bytes(file.read_bytes()[:50])
+    answer = client.get("/sources")
+    assert answer.status_code == 200
+    assert "No load has been recorded yet" in answer.text
