@@ -1,8 +1,6 @@
 """Loads raw tables as the dbt sources declare them: `config.meta.load.from` says where from, the source where to."""
 
 import math
-import os
-import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, time
 
@@ -12,15 +10,19 @@ import msgspec
 
 from ml.declarations import Project, Source
 from orchestration import landing, warehouse
+from orchestration.addresses import expanded
 from orchestration.files import batches_of_files
 from orchestration.json_lines import json_rows
 from orchestration.landing import Batch, Landed, LoadError, Loading, told
+from orchestration.pages import batches_of_pages
 from orchestration.project import Paths
+from orchestration.telling import tell_sources
 from orchestration.warehouse import Connection
 
 # Scheme of `from` -> what gives its batches. A batch that has been landed is safe when the next one is asked for.
 KINDS: dict[str, Callable[[Loading], Iterator[Batch]]] = {
     **dict.fromkeys(("", "package", "http", "https", "s3"), batches_of_files),
+    **dict.fromkeys(("api+http", "api+https"), batches_of_pages),
 }
 
 
@@ -51,7 +53,7 @@ def load(
         source=source,
         project=where.project,
         data=where.data,
-        uri=_uri(source),
+        uri=expanded(source, source.uri),
         clock=clock,
     )
     landed = [_land(connection, patient, batch, clock) for patient, batch in _repaired(loading)]
@@ -116,18 +118,6 @@ def _reason(error: duckdb.Error) -> str:
     return " ".join(str(error).partition("\n\n")[0].rpartition("IOError: ")[2].split())
 
 
-def _uri(source: Source) -> str:
-    """Where a source is, with `${NAME}` taken from the environment: so a secret is in no file, and in no manifest."""
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise LoadError(f"{told(source)}: load: from '{source.uri}': the environment has no {match[1]}; set it")
-        return found
-
-    return re.sub(r"\$\{(\w+)\}", value, source.uri)
-
-
 def clock_of(project: Project) -> datetime:
     """The moment it is for the project: the start of the day that it fixed, or now; UTC."""
     return datetime.combine(project.today, time.min, UTC) if project.today else datetime.now(UTC)
@@ -174,7 +164,10 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
     )
     def raw_table(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         with warehouse.open_warehouse(where.warehouse) as connection:
-            loaded = load(connection, source, where, clock_of(project), context.log.info)
+            try:
+                loaded = load(connection, source, where, clock_of(project), context.log.info)
+            finally:  # a failure is a thing to tell, too
+                tell_sources(connection, project, where)
             columns = warehouse.columns(connection, source.schema, source.table)
             checked = [_freshness(connection, source, project)] if has_freshness else []
         schema = [dg.TableColumn(name, kind, description=source.columns.get(name)) for name, kind in columns.items()]
