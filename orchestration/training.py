@@ -43,7 +43,8 @@ def clock(project: Project) -> date:
 def freeze_training_set(connection: Connection, score: Score, today: date, folder: Path) -> dict[str, Any]:
     """All rows whose label has matured, frozen to Parquet under their checksum; a row of `ml.training_sets`.
 
-    Raises `ScoringError` if a column of the declaration is missing, no label has matured, or a label is null.
+    Raises `ScoringError` if a column of the declaration is missing, a key comes twice, no label has matured, or a label
+    is null.
     """
     features, label = (
         warehouse.name(score.features_schema, score.features),
@@ -57,6 +58,8 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
             f" build model '{score.features}' again, from scratch (make run FULL_REFRESH=1)"
         )
     keys = (*score.entity, score.as_of)
+    _refuse_repeated_keys(connection, score, score.features_schema, score.features)
+    _refuse_repeated_keys(connection, score, score.label_schema, score.label)
     query = f"""
         select
             {warehouse.names([*keys, *(column.name for column in score.columns)], "features")},
@@ -93,6 +96,25 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
     if current is None or current["training_set"] != checksum:
         versions.record_training_set(connection, score, row)
     return {**row, "changed": current is None or current["training_set"] != checksum}
+
+
+def _refuse_repeated_keys(connection: Connection, score: Score, schema: str, model: str) -> None:
+    """Raises `ScoringError` if a key of a feature or label model has several rows: each would be trained on."""
+    keys = (*score.entity, score.as_of)
+    listed = warehouse.names(keys)
+    repeated = f"""
+        select {listed}, count(*) as "rows of the key" from {warehouse.name(schema, model)}
+        group by {listed} having count(*) > 1
+    """
+    found, example = warehouse.one(connection, f"select count(*), min(content) from ({repeated}) as content")
+    if found:
+        *values, rows = example.values()
+        key = ", ".join(f"{column} {value}" for column, value in zip(keys, values, strict=True))
+        raise ScoringError(
+            f"score '{score.name}': model '{model}' has {found} keys with more than one row, such as {key} with {rows};"
+            f" it must have one row per {' × '.join(keys)}: mend its joins, or the rows it is made from"
+            " (an incremental model keeps its rows until make run FULL_REFRESH=1)"
+        )
 
 
 def training_set_file(folder: Path, score: Score, checksum: str) -> Path:
