@@ -42,13 +42,13 @@ serve: setup  ## API and pages on 127.0.0.1:8000
 ui: setup  ## Dagster UI on 127.0.0.1:3000
 	@$(BIN)/python -m orchestration.ui
 
-check: setup  ## ruff, mypy, import-linter, sqlfluff, dbt parse and the declarations
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo --cache-dir $(SCOREHOUSE_DATA)/cache/import-linter
-	@$(BIN)/sqlfluff lint --quiet $(SQL)
+check: setup  ## dbt parse and the declarations, ruff, import-linter, mypy, sqlfluff
 	@$(BIN)/python -m orchestration.project
-	@SCOREHOUSE_PROJECT=tests/projects/loans $(BIN)/python -m orchestration.project
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --cache-dir $(SCOREHOUSE_DATA)/cache/import-linter
+	@$(BIN)/mypy
+	@SCOREHOUSE_PROJECT=tests/projects/loans SCOREHOUSE_DATA=$(SCOREHOUSE_DATA)/check $(BIN)/python -m orchestration.project
+	@$(BIN)/sqlfluff lint --quiet --config pyproject.toml $(SQL)
 
 test: check  ## all of check, and every test
 	@$(BIN)/python -m pytest
@@ -58,7 +58,7 @@ bench: setup  ## every benchmark, quickly (make bench FULL=1 for the stated size
 
 format: setup  ## let ruff and sqlfluff put code in order
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
-	@$(BIN)/sqlfluff fix --quiet $(SQL)
+	@$(BIN)/sqlfluff fix --quiet --config pyproject.toml $(SQL)
 
 clean:  ## remove .venv and all data
 	rm -rf .venv "$(SCOREHOUSE_DATA)"

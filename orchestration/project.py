@@ -208,8 +208,8 @@ def main() -> None:
     except (ProjectError, DeclarationError) as error:
         sys.exit(str(error))
     print(
-        f"{project.name}: {len(project.sources)} sources to load,"
-        f" scores: {', '.join(score.name for score in project.scores)}"
+        f"{project.name}: {len(project.sources)} source{'' if len(project.sources) == 1 else 's'} to load,"
+        f" scores: {', '.join(score.name for score in project.scores) or 'none'}"
     )
 
 
