@@ -3,12 +3,10 @@
 import glob
 import hashlib
 import importlib.util
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -16,21 +14,12 @@ from ml.declarations import Source
 from orchestration import warehouse
 from orchestration.json_lines import json_rows
 from orchestration.landing import Batch, LoadError, Loading, told
+from orchestration.remote_files import REMOTE, File, downloaded, remote_files
 from orchestration.warehouse import Connection
 
 ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
 # A text file may lack its last newline, and a file may grow: one touched this recently may not be whole yet.
 SETTLED_SECONDS = 60
-
-
-class File(msgspec.Struct, frozen=True):
-    """A file to load: what it is called in `_source`, where it is, and a mark that differs when its content does."""
-
-    name: str
-    path: str
-    mark: str
-    size: int
-    modified: float
 
 
 def batches_of_files(loading: Loading) -> Iterator[Batch]:
@@ -40,18 +29,20 @@ def batches_of_files(loading: Loading) -> Iterator[Batch]:
     Parquet file though nobody writes to it.
     """
     source = loading.source
-    found = _remote(loading) if source.scheme in ("http", "https", "s3") else _local(source, loading.project)
+    found = remote_files(loading) if source.scheme in REMOTE else _local(source, loading.project)
     _one_kind(source, found)
     known = loading.known_files()
     gone = sorted(known.keys() - {file.name for file in found})
     if gone:
         loading.note(f"gone, their rows stay: {', '.join(gone)}")
     for file in found:
-        fingerprint = hashlib.sha256(f"{loading.declaration} {file.mark}".encode()).hexdigest()
         earlier = known.get(file.name)
-        if earlier and earlier[0] == fingerprint:
+        if file.mark and earlier and earlier[0] == _fingerprint(loading, file.mark):
             continue
-        with _fetched(loading, file) as path:
+        with _on_this_disk(loading, file) as path:
+            fingerprint = _fingerprint(loading, file.mark or _content_hash(path))
+            if earlier and earlier[0] == fingerprint:
+                continue
             unfinished = _unfinished(path, file, source)
             if unfinished:
                 loading.note(f"left for the next run: {file.name} {unfinished}")
@@ -64,10 +55,10 @@ def batches_of_files(loading: Loading) -> Iterator[Batch]:
                 id=batch_id,
                 source=file.name,
                 fingerprint=fingerprint,
-                bytes=file.size,
+                bytes=path.stat().st_size,
                 replaces=earlier[1] if earlier else (),
             )
-            if source.scheme not in ("http", "https", "s3") and _mark(path) != file.mark:
+            if source.scheme not in REMOTE and _mark(path) != file.mark:
                 raise LoadError(f"{told(source)}: {file.name} changed while it was read; run again")
 
 
@@ -115,60 +106,17 @@ def _mark(path: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def _remote(loading: Loading) -> list[File]:
-    """The files at a URL (S3 may have * in it), with what the server says of their content."""
-    import fsspec
-
-    source, url = loading.source, loading.uri
-    where = f"{told(source)}: load: from '{source.uri}'"
-    try:
-        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        paths = sorted(system.glob(path)) if source.scheme == "s3" and glob.has_magic(path) else [path]
-        found = [(path, system.info(path)) for path in paths]
-    except FileNotFoundError:
-        raise LoadError(f"{where}: no such file") from None
-    except Exception as error:  # each file system has its own
-        raise LoadError(f"{where}: can't be reached: {type(error).__name__}: {error}") from None
-    if not found:
-        raise LoadError(f"{where}: no such file")
-    return [File(_plain(path), path, _remote_mark(info), int(info.get("size") or 0), 0.0) for path, info in found]
+def _on_this_disk(loading: Loading, file: File) -> AbstractContextManager[Path]:
+    return downloaded(loading, file) if loading.source.scheme in REMOTE else nullcontext(Path(file.path))
 
 
-def _plain(path: str) -> str:
-    """A URL without its query and password, which may be secrets."""
-    head, separator, rest = path.partition("?")[0].partition("://")
-    return f"{head}{separator}{rest.rpartition('@')[2]}" if separator else head
+def _fingerprint(loading: Loading, mark: str) -> str:
+    return hashlib.sha256(f"{loading.declaration} {mark}".encode()).hexdigest()
 
 
-def _remote_mark(info: Mapping[str, Any]) -> str:
-    told_by_server = [str(info.get(name)) for name in ("ETag", "LastModified", "mtime", "size") if info.get(name)]
-    return " ".join(told_by_server) or str(time.time())
-
-
-@contextmanager
-def _fetched(loading: Loading, file: File) -> Iterator[Path]:
-    """The file on this disk: as it is, or downloaded for the while."""
-    if loading.source.scheme not in ("http", "https", "s3"):
-        yield Path(file.path)
-        return
-    import fsspec
-
-    folder = loading.data / "cache" / "downloads"
-    folder.mkdir(parents=True, exist_ok=True)
-    ending = "".join(Path(_plain(file.path)).suffixes[-2:])
-    path = folder / f"{hashlib.sha256(file.path.encode()).hexdigest()[:16]}{ending}"
-    url = loading.uri if loading.source.scheme != "s3" else f"s3://{file.path}"
-    try:
-        try:
-            with fsspec.open(url, "rb") as remote, path.open("wb") as local:
-                shutil.copyfileobj(remote, local, 1 << 20)
-        except Exception as error:  # each file system has its own
-            raise LoadError(
-                f"{told(loading.source)}: {file.name}: the download broke off: {type(error).__name__}: {error}"
-            ) from None
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _ending(name: str) -> str:
@@ -178,8 +126,9 @@ def _ending(name: str) -> str:
 def _one_kind(source: Source, files: list[File]) -> None:
     endings = {_ending(file.name) for file in files}
     if len(endings) != 1 or not endings <= set(ENDINGS):
+        found = ", ".join(sorted(ending or "nothing" for ending in endings))
         raise LoadError(
-            f"{told(source)}: files end in {', '.join(sorted(endings))}; one kind of {', '.join(ENDINGS)} can be read"
+            f"{told(source)}: files end in {found}; one kind of {', '.join(ENDINGS)} can be read"
             " (csv and json also .gz)"
         )
 
