@@ -40,6 +40,11 @@ class Paths(msgspec.Struct, frozen=True):
     data: Path
 
     @property
+    def owner(self) -> Path:
+        """Has the name of the dbt project that the data folder belongs to."""
+        return self.data / "PROJECT"
+
+    @property
     def warehouse(self) -> Path:
         return self.data / "warehouse.duckdb"
 
@@ -199,6 +204,32 @@ def load_project(where: Paths) -> Project:
     if not isinstance(settings, dict):
         raise ProjectError(f"{file}: is {settings!r}, not the settings of a dbt project")
     return read_project(read_manifest(prepare_manifest(where)), settings.get("vars") or {}, where.project.name)
+
+
+def claim_data(where: Paths, project: Project) -> None:
+    """Makes the data folder this project's, or finds it so: two companies in one would mix.
+
+    A folder that says nothing yet is taken, unless what is published in it is all another project's.
+    Raises `ProjectError` if the folder is another project's.
+    """
+    from serving.store import published_scores
+
+    with exclusively(where.data / "dbt" / "owner.lock"):
+        if where.owner.is_file():
+            owner = where.owner.read_text().strip()
+            if owner == project.name:
+                return
+            whose = f"belongs to the dbt project '{owner}', and this one is '{project.name}'"
+            renamed = f"; if it was only renamed, remove {where.owner}"
+        else:
+            published = published_scores(where.generations)
+            if not published or {score.name for score in project.scores}.intersection(published):
+                with replaced(where.owner) as staged:
+                    staged.write_text(f"{project.name}\n")
+                return
+            whose = f"serves {', '.join(published)}, no score of the dbt project '{project.name}'"
+            renamed = ""
+    raise ProjectError(f"{where.data}: {whose} ({where.project}); set SCOREHOUSE_DATA to a folder of its own{renamed}")
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ml.declarations import DeclarationError, Project
 from orchestration.instance import alive, open_instance
-from orchestration.project import REPOSITORY, Paths, ProjectError, load_project, paths
+from orchestration.project import REPOSITORY, Paths, ProjectError, claim_data, load_project, paths
 from orchestration.warehouse import WarehouseError
 from serving import store
 from serving.generation import CorruptGeneration
@@ -245,6 +245,7 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
             # dbt parses in a process of its own: time enough for this one's imports.
             importing = beside.submit(importlib.import_module, "orchestration.definitions")
             project = load_project(where)
+            claim_data(where, project)
             importing.result()
         from orchestration.definitions import define
 

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 from ml.declarations import DeclarationError
-from orchestration.project import ProjectError, load_project, paths
+from orchestration.project import ProjectError, claim_data, load_project, paths
 
 
 def main() -> None:
-    """Becomes `dagster dev`; exits with one line per mistake if the project can't be read."""
+    """Becomes `dagster dev`; exits with what is wrong with the project or the data folder."""
     try:
         where = paths()
-        load_project(where)
+        claim_data(where, load_project(where))
     except (ProjectError, DeclarationError) as error:
         sys.exit(str(error))
     from orchestration.instance import open_instance
