@@ -234,7 +234,7 @@ def run(full_refresh: bool = False) -> int:
             )
             return 1
         except KeyboardInterrupt:
-            console.print("[yellow]stopped[/]: what was published before serves on; run again to go on")
+            console.print(f"[yellow]stopped[/]: {_published(where)}; run again to go on")
             return 130
 
 
@@ -272,8 +272,7 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
                 thing += f" and {len(others)} more"
             console.print(f"[red]✗[/] {escape(f'{thing}: {why}')}", highlight=False, soft_wrap=True)
         console.print(
-            f"[red]Failed[/] after {seconds:.0f} s; what was published before serves on."
-            f" Read more in {log} or with `make ui`.",
+            f"[red]Failed[/] after {seconds:.0f} s; {_published(where)}. Read more in {log} or with `make ui`.",
             soft_wrap=True,
         )
         return 1
@@ -290,8 +289,15 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
     for target, what, port in (("serve", "API and pages", "PORT"), ("ui", "lineage and runs", "UI_PORT")):
         command = f"{_settings(where)}make {target}"
         address = f"http://127.0.0.1:{os.environ.get(f'SCOREHOUSE_{port}') or DEFAULT_PORTS[port]}"
-        console.print(f"  {command:<13} {what} on {address}", highlight=False, soft_wrap=True)
+        apart = "\n     " if len(command) > 13 else " "
+        console.print(f"  {command:<13}{apart}{what} on {address}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _published(where: Paths) -> str:
+    """What becomes of what is published when a run fails, as a person is told it."""
+    before = store.published_scores(where.generations)
+    return "what was published before serves on" if before else "nothing has been published yet"
 
 
 def _settings(where: Paths) -> str:

@@ -82,10 +82,10 @@ def _settings() -> argparse.Namespace:
     for name, highest in (("port", 65535), ("workers", 64)):
         given = getattr(settings, name)
         if not (given.isascii() and given.isdigit() and 1 <= int(given) <= highest):
-            sys.exit(f"{name} '{given}' is no number from 1 to {highest}.")
+            sys.exit(f"--{name} or SCOREHOUSE_{name.upper()} is '{given}', no number from 1 to {highest}.")
         setattr(settings, name, int(given))
     if Path(settings.data).exists() and not Path(settings.data).is_dir():
-        sys.exit(f"data '{settings.data}' is no folder. Set SCOREHOUSE_DATA to the one that make run has written.")
+        sys.exit(f"--data or SCOREHOUSE_DATA is '{settings.data}', no folder. Give the one that make run has written.")
     return settings
 
 
@@ -94,7 +94,7 @@ def _loopback(host: str) -> str:
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
-        sys.exit(f"host '{host}' is no IP address.")
+        sys.exit(f"--host or SCOREHOUSE_HOST is '{host}', no IP address.")
     if not address.is_loopback:
         sys.exit(
             f"Refused to serve on {host}: there are no API keys yet, so anybody who reaches it could read every score. "

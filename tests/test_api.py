@@ -435,9 +435,9 @@ def _answers(server: Server) -> bool:
     [
         (["--host", "0.0.0.0"], "Refused to serve on 0.0.0.0: there are no API keys yet"),
         (["--host", "::"], "Refused to serve on ::: there are no API keys yet"),
-        (["--host", "example"], "host 'example' is no IP address."),
-        (["--port", "none"], "port 'none' is no number from 1 to 65535."),
-        (["--workers", "0"], "workers '0' is no number from 1 to 64."),
+        (["--host", "example"], "--host or SCOREHOUSE_HOST is 'example', no IP address."),
+        (["--port", "none"], "--port or SCOREHOUSE_PORT is 'none', no number from 1 to 65535."),
+        (["--workers", "0"], "--workers or SCOREHOUSE_WORKERS is '0', no number from 1 to 64."),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:

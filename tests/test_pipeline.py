@@ -45,7 +45,9 @@ def test_a_run_shows_each_asset_with_its_rows_and_ends_with_the_scores(loans_run
     assert re.search(
         rf"{SCORE} .*roc_auc >= 0\.70 \(roc_auc 0\.\d+\): passed.*version 1 .*2024-07-01", loans_run.printed
     )
-    assert "make serve" in loans_run.printed
+    assert re.search(
+        r"^  SCOREHOUSE_.* make serve\n +API and pages on http://127\.0\.0\.1:8000$", loans_run.printed, re.M
+    )
     log = re.search(r"the full log is (\S+)", loans_run.printed.replace("\n", " "))
     assert log is not None
     assert "dbt build" in Path(log.group(1)).read_text()
@@ -242,6 +244,7 @@ def test_a_failing_model_is_named_and_the_old_generation_serves_on(loans_run: Ru
     failed = run.again()
     assert failed.code == 1
     assert "loan_features" in failed.printed and "no_such_column" in failed.printed
+    assert "what was published before serves on" in failed.printed.replace("\n", " ")
     assert re.search(r"Read more in \S+/logs/run-\S+\.log", failed.printed.replace("\n", " "))
     assert "Traceback" not in failed.printed
     assert store.current(run.data / "generations", SCORE) == served
@@ -407,6 +410,7 @@ def test_without_a_champion_nobody_is_scored_and_the_condition_is_told(loans_run
     assert "no version has passed its gate yet" in refused.printed
     assert re.search(r"roc_auc >= 0\.999 \(roc_auc 0\.\d+\): failed", refused.printed)
     assert not (run.data / "generations" / SCORE / "CURRENT").exists()
+    assert "nothing has been published yet" in refused.printed and "serves on" not in refused.printed
 
 
 def test_a_lowered_gate_promotes_the_version_it_refused(loans_run: Run, tmp_path: Path) -> None:
