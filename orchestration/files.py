@@ -187,7 +187,7 @@ def _read(connection: Connection, source: Source, path: Path, wanted: Mapping[st
     else:
         read = f"select json::varchar as line from read_json_objects({file}, maximum_object_size = 100000000)"
     connection.execute(f"create or replace temp table lines as {read}")
-    rows = json_rows(connection, "temp.lines")
+    rows = json_rows(connection, "temp.lines", wanted)
     return Batch(
         id="", source="", relation=rows.relation, form="json", sniffed=rows.sniffed, unreadable=rows.unreadable
     )

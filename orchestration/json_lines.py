@@ -1,5 +1,7 @@
 """Lines of JSON objects as rows: whatever brought them, a file, a stream or a page of an API."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from orchestration import warehouse
@@ -19,8 +21,11 @@ class Rows(msgspec.Struct, frozen=True):
     unreadable: str
 
 
-def json_rows(connection: Connection, lines: str) -> Rows:
-    """The rows of a temporary table whose column `line` has a JSON object in each row; empty lines are none."""
+def json_rows(connection: Connection, lines: str, wanted: Mapping[str, str] | None = None) -> Rows:
+    """The rows of a temporary table whose column `line` has a JSON object in each row; empty lines are none.
+
+    Numbers are told to 17 digits, as JSON readers do, but for columns that are `wanted` as a DECIMAL to the last.
+    """
     connection.execute(
         f"""
         create or replace temp table objects as
@@ -43,21 +48,29 @@ def json_rows(connection: Connection, lines: str) -> Rows:
             bool_and(regexp_full_match(value, $date)) filter (kind = 'VARCHAR') as is_date,
             bool_and(regexp_full_match(value, $moment || $zone || '?')) filter (kind = 'VARCHAR') as is_moment,
             bool_or(regexp_full_match(value, $moment || $zone)) filter (kind = 'VARCHAR') as has_zone
-        from typed group by key order by key
+        from typed where key <> '' group by key order by key
         """,
         {"date": DATE, "moment": MOMENT, "zone": ZONE},
     ).fetchall()
     sniffed = {
         key: _type(kinds or [], is_date, is_moment, has_zone) for key, kinds, is_date, is_moment, has_zone in found
     }
-    structure = ", ".join(f'{_quoted(key)}: "VARCHAR"' for key in sniffed)
+    texts = _structure(dict.fromkeys(sniffed, "VARCHAR"))
+    exact = {
+        column: kind for column, kind in (wanted or {}).items() if kind.upper().startswith("DEC") and column in sniffed
+    }
+    columns = ", ".join(
+        f"coalesce(exact.{name}::varchar, texts.{name}) as {name}" if column in exact else f"texts.{name} as {name}"
+        for column, name in ((column, warehouse.name(column)) for column in sniffed)
+    )
     connection.execute(
-        "create or replace temp table staged as "
-        + (
-            f"select unnest(json_transform(line, {warehouse.literal('{' + structure + '}')})) from temp.objects"
-            if sniffed
-            else "select line from temp.objects"
+        f"""
+        create or replace temp table staged as
+        select {columns or "line"} from (
+            select line, json_transform(line, {texts}) as texts, json_transform(line, {_structure(exact)}) as exact
+            from temp.objects
         )
+        """
     )
     return Rows(
         relation="temp.staged",
@@ -69,8 +82,9 @@ def json_rows(connection: Connection, lines: str) -> Rows:
     )
 
 
-def _quoted(key: str) -> str:
-    return msgspec.json.encode(key).decode()
+def _structure(columns: Mapping[str, str]) -> str:
+    """The SQL literal of what json_transform is to make of an object."""
+    return warehouse.literal(msgspec.json.encode(columns or {"nothing": "VARCHAR"}).decode())
 
 
 def _type(kinds: list[str], is_date: bool | None, is_moment: bool | None, has_zone: bool | None) -> str:

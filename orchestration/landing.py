@@ -24,6 +24,7 @@ OWN = {"_loaded_at": "TIMESTAMP WITH TIME ZONE", "_batch_id": "VARCHAR", "_sourc
 KNOWN_AT = "_known_at"
 TRAILING = 20  # batches whose median volume a new one is compared with
 MARKS = "_content, _cursor, _place, _nth, _is_same, _is_older"
+TAKEN = {*OWN, KNOWN_AT, "_row", *MARKS.split(", ")}
 EXAMPLES = 3  # rejected rows that an error shows
 TABLES = """
     create schema if not exists quality;
@@ -105,9 +106,12 @@ class Loading(msgspec.Struct, kw_only=True):
             return {}
         found = self.connection.execute(
             """
-            select source, arg_max(fingerprint, loaded_at), list(distinct batch_id)
+            select
+                source, arg_max(fingerprint, loaded_at) filter (fingerprint <> '') as newest, list(distinct batch_id)
             from quality.source_metrics
-            where schema_name = ? and table_name = ? and status = 'landed' and fingerprint <> '' group by 1
+            where schema_name = ? and table_name = ? and status = 'landed'
+            group by 1
+            having newest is not null
             """,
             [self.source.schema, self.source.table],
         ).fetchall()
@@ -116,7 +120,8 @@ class Loading(msgspec.Struct, kw_only=True):
 
 class Landed(msgspec.Struct, kw_only=True):
     """What became of a batch's rows: each is landed (of which some replaced an older one), repeated, superseded by a
-    newer row of the same key, or bad. `rejected` counts by rule, of which a row may break several."""
+    newer row of the same key, or bad. `rejected` counts by rule, of which a row may break several. `deleted` are rows
+    of the table that the source no longer has."""
 
     batch: str
     rows: int
@@ -124,6 +129,7 @@ class Landed(msgspec.Struct, kw_only=True):
     replaced: int = 0
     repeated: int = 0
     superseded: int = 0
+    deleted: int = 0
     bad_rows: int = 0
     rejected: dict[str, int] = {}
     added_columns: tuple[str, ...] = ()
@@ -207,6 +213,7 @@ def land(connection: Connection, source: Source, batch: Batch, loaded_at: dateti
         _quarantine(connection, source, batch, accepted.conflicts, loaded_at)
     known_at = _known_at(source, is_first, clock)
     landed = _insert(connection, source, batch, accepted, expected, loaded_at, known_at)
+    deleted = _sweep(connection, source, batch, expected)
     connection.execute(f"drop table if exists temp.accepted; drop table if exists temp.met; {batch.then or ''}")
     result = Landed(
         batch=batch.id,
@@ -215,6 +222,7 @@ def land(connection: Connection, source: Source, batch: Batch, loaded_at: dateti
         replaced=accepted.replaced,
         repeated=accepted.repeated,
         superseded=accepted.superseded,
+        deleted=deleted,
         bad_rows=bad_rows,
         rejected=rejected,
         added_columns=added,
@@ -291,6 +299,12 @@ def _expected(source: Source, batch: Batch, incoming: Mapping[str, str], held: M
 
     Raises `LoadError`, with both schemas, where a column is missing or has become another kind of thing.
     """
+    taken = [column for column in incoming if column.lower() in TAKEN]
+    if taken:
+        raise LoadError(
+            f"{told(source)}: {batch.source} has the columns {', '.join(taken)}, which are the engine's own; call them"
+            " otherwise where they come from"
+        )
     typed = {column: kind.upper() for column, kind in source.types.items() if not _is_own(column)}
     wanted = {**held, **typed}
     listed = [column for column in source.columns if not column.startswith("_")]
@@ -334,6 +348,11 @@ def _make_table(connection: Connection, source: Source, expected: Mapping[str, s
         connection.execute(
             f"create schema if not exists {warehouse.name(source.schema)};"
             f" create or replace table {table_of(source)} ({columns})"
+        )
+        # What a table held that was dropped must land again, also if this is the last batch for now.
+        connection.execute(
+            "update quality.source_metrics set fingerprint = '' where schema_name = ? and table_name = ?",
+            [source.schema, source.table],
         )
         return
     for column, kind in expected.items():
@@ -546,6 +565,25 @@ def _insert(
         return insert(stream)
 
 
+def _sweep(connection: Connection, source: Source, batch: Batch, expected: Mapping[str, str]) -> int:
+    """Deletes the rows whose key the source no longer has; how many there were."""
+    if batch.keys is None or not source.key:
+        return 0
+    key = [(warehouse.name(column), expected[column]) for column in source.key]
+    typed = ", ".join(f"try_cast({column} as {kind}) as {column}" for column, kind in key)
+    same_key = " and ".join(f"held.{column} is not distinct from here.{column}" for column, _ in key)
+    (deleted,) = warehouse.one(
+        connection,
+        f"""
+        delete from {table_of(source)} where rowid in (
+            select held.rowid from {table_of(source)} as held
+            anti join (select {typed} from {batch.keys}) as here on {same_key}
+        )
+        """,
+    )
+    return int(deleted)
+
+
 def _rejected_rows(judged: str, bad: str, faults: list[str], batch: Batch) -> str:
     """SQL of (rule, row): each bad row as it came, as JSON, with all that is wrong with it."""
     named = ", ".join(
@@ -588,6 +626,8 @@ def _quarantine(connection: Connection, source: Source, batch: Batch, rejected: 
         f"""
         insert into {quarantine_of(source)} (quarantined_at, batch_id, source, rule, row)
         select ?, ?, ?, rule, row from ({rejected})
+        -- what comes again, as within an overlap, is set aside already
+        where (rule, row) not in (select (rule, row) from {quarantine_of(source)})
         """,
         [at, batch.id, batch.source],
     )
@@ -629,7 +669,7 @@ def _record(
         "replaced": landed.replaced,
         "repeated": landed.repeated,
         "superseded": landed.superseded,
-        "deleted": 0,
+        "deleted": landed.deleted,
         "rejected": landed.bad_rows,
         "rejected_by_rule": json.dumps(landed.rejected),
         "null_shares": json.dumps(profile.null_shares),

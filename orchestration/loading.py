@@ -1,8 +1,10 @@
 """Loads raw tables as the dbt sources declare them: `config.meta.load.from` says where from, the source where to."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, time
+from typing import cast
 
 import dagster as dg
 import duckdb
@@ -10,19 +12,23 @@ import msgspec
 
 from ml.declarations import Project, Source
 from orchestration import landing, warehouse
-from orchestration.addresses import expanded
+from orchestration.addresses import expanded, without_secrets
+from orchestration.events import batches_of_events
 from orchestration.files import batches_of_files
 from orchestration.json_lines import json_rows
 from orchestration.landing import Batch, Landed, LoadError, Loading, told
 from orchestration.pages import batches_of_pages
 from orchestration.project import Paths
+from orchestration.tables import batches_of_table
 from orchestration.telling import tell_sources
 from orchestration.warehouse import Connection
 
 # Scheme of `from` -> what gives its batches. A batch that has been landed is safe when the next one is asked for.
 KINDS: dict[str, Callable[[Loading], Iterator[Batch]]] = {
     **dict.fromkeys(("", "package", "http", "https", "s3"), batches_of_files),
+    "events": batches_of_events,
     **dict.fromkeys(("api+http", "api+https"), batches_of_pages),
+    "postgresql": batches_of_table,
 }
 
 
@@ -35,7 +41,7 @@ class Loaded(msgspec.Struct, kw_only=True):
 
     @property
     def changed(self) -> bool:
-        return any(batch.landed or batch.replaced for batch in self.batches)
+        return any(batch.landed or batch.replaced or batch.deleted for batch in self.batches)
 
 
 def load(
@@ -57,47 +63,60 @@ def load(
         clock=clock,
     )
     landed = [_land(connection, patient, batch, clock) for patient, batch in _repaired(loading)]
-    batches = KINDS[source.scheme](loading)
-    for batch in _read(batches, source):
-        landed.append(_land(connection, source, batch, clock))
-        log(f"{source.schema}.{source.table}: {landed[-1].rows:,} rows of {batch.source}")
+    with closing(_read(loading)) as batches:
+        for batch in batches:
+            landed.append(_land(connection, source, batch, clock))
+            log(f"{source.schema}.{source.table}: {landed[-1].rows:,} rows of {batch.source}")
     if not warehouse.exists(connection, source.schema, source.table):
-        raise LoadError(
-            f"{told(source)}: nothing has come yet from '{source.uri}'" + "".join(f"; {n}" for n in loading.notes)
-        )
+        nothing = f"{told(source)}: nothing has come yet from '{without_secrets(source.uri)}'"
+        raise LoadError("; ".join([nothing, *loading.notes]))
     (rows,) = warehouse.one(connection, f"select count(*) from {landing.table_of(source)}")
     return Loaded(rows=rows, batches=landed, notes=loading.notes)
 
 
-def _read(batches: Iterator[Batch], source: Source) -> Iterator[Batch]:
-    """The batches; what the warehouse can't read is told as a fault of the source."""
+def _read(loading: Loading) -> Generator[Batch]:
+    """The source's batches. That it can't be read is written down, as the failure of a batch is, and told."""
+    source = loading.source
     try:
-        yield from batches
+        # Closed here and now, not when the garbage is collected: a source may hold a connection.
+        with closing(cast("Generator[Batch]", KINDS[source.scheme](loading))) as batches:
+            yield from batches
+        return
+    except LoadError as error:
+        fault = str(error)
     except duckdb.Error as error:
-        raise LoadError(f"{told(source)}: can't be read, the table stays as it was: {_reason(error)}") from None
+        fault = f"{told(source)}: can't be read, the table stays as it was: {_reason(error)}"
+    unread = Batch(id=landing.new_batch_id(), source=without_secrets(source.uri), relation="")
+    landing.record_failure(loading.connection, source, unread, fault, datetime.now(UTC))
+    raise LoadError(fault)
 
 
 def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
-    """The rows of the quarantine that somebody has repaired, as a batch: what is bad in them still goes back there."""
+    """The rows of the quarantine that somebody has repaired, a batch for each file or such that they came from.
+
+    What is bad in them still goes back to the quarantine. A newer version of the file replaces them, too.
+    """
     connection, source = loading.connection, loading.source
     if not warehouse.exists(connection, "quarantine", source.table):
         return
     quarantine = landing.quarantine_of(source)
     waiting = f"from {quarantine} where repaired is not null and readmitted_at is null"
-    if not warehouse.one(connection, f"select count(*) {waiting}")[0]:
-        return
-    connection.execute(f"create or replace temp table lines as select repaired as line {waiting}")
-    rows = json_rows(connection, "temp.lines")
-    batch = Batch(
-        id=landing.new_batch_id(),
-        source=quarantine.replace('"', ""),
-        relation=rows.relation,
-        form="json",
-        sniffed=rows.sniffed,
-        unreadable=rows.unreadable,
-        then=f"update {quarantine} set readmitted_at = now() where repaired is not null and readmitted_at is null",
-    )
-    yield msgspec.structs.replace(source, max_rejected=1.0), batch
+    for (origin,) in connection.execute(f"select distinct source {waiting} order by 1").fetchall():
+        of_origin = f"repaired is not null and readmitted_at is null and source = {warehouse.literal(origin)}"
+        connection.execute(
+            f"create or replace temp table lines as select repaired as line from {quarantine} where {of_origin}"
+        )
+        rows = json_rows(connection, "temp.lines")
+        batch = Batch(
+            id=landing.new_batch_id(),
+            source=origin,
+            relation=rows.relation,
+            form="json",
+            sniffed=rows.sniffed,
+            unreadable=rows.unreadable,
+            then=f"update {quarantine} set readmitted_at = now() where {of_origin}",
+        )
+        yield msgspec.structs.replace(source, max_rejected=1.0), batch
 
 
 def _land(connection: Connection, source: Source, batch: Batch, clock: datetime) -> Landed:
@@ -159,7 +178,7 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
         kinds={"duckdb", "source"},
         description=source.description or None,
         owners=[source.owner] if "@" in source.owner else [],
-        metadata={"loaded from": source.uri},
+        metadata={"loaded from": without_secrets(source.uri)},
         pool="warehouse",
     )
     def raw_table(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:

@@ -7,6 +7,7 @@ import msgspec
 
 from ml.declarations import Project, Source
 from orchestration import warehouse
+from orchestration.addresses import without_secrets
 from orchestration.landing import quarantine_of, table_of
 from orchestration.project import Paths, replaced
 from orchestration.warehouse import Connection
@@ -43,7 +44,7 @@ def _figures(connection: Connection, source: Source) -> SourceFigures:
         name=f"{source.schema}.{source.table}",
         description=source.description,
         owner=source.owner,
-        loaded_from=source.uri,
+        loaded_from=without_secrets(source.uri),
         rows=rows,
         quarantined=waiting,
         batches=[

@@ -109,11 +109,42 @@ def test_a_repaired_row_is_admitted_by_the_next_load_and_a_bad_repair_goes_back(
     assert load(warehouse, declared, tmp_path).rows == 2
     assert rows_of(warehouse, "order_no", "amount", "_source") == [
         (1, 1, "orders.csv"),
-        (2, 2, "quarantine.orders"),
+        (2, 2, "orders.csv"),
     ]
     waiting = "select row->>'amount' from quarantine.orders where readmitted_at is null"
     assert warehouse.execute(waiting).fetchall() == [("3!",)]
     assert not load(warehouse, declared, tmp_path).changed
+
+
+def test_a_file_that_is_mended_at_its_source_replaces_what_was_repaired_here(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "orders.csv").write_text("order_no,amount\n1,1\n2,two\n")
+    declared = source("orders.csv", types={"amount": "integer"}, max_rejected=0.5)
+    load(warehouse, declared, tmp_path)
+    warehouse.execute("""update quarantine.orders set repaired = json_merge_patch(row, '{"amount": 22}')""")
+    load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "amount") == [(1,), (22,)]
+    (tmp_path / "orders.csv").write_text("order_no,amount\n1,1\n2,2\n")
+    load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "amount") == [(1,), (2,)]
+
+
+def test_a_column_that_is_called_as_the_engines_own_is_refused(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("order_no,_Source\n1,web\n")
+    with pytest.raises(LoadError, match=r"orders\.csv has the columns _Source, which are the engine's own"):
+        load(warehouse, source("orders.csv"), tmp_path)
+
+
+def test_ids_in_json_stay_the_text_they_are(warehouse: Connection, tmp_path: Path) -> None:
+    ids = ["AAAAAAAA-0000-4000-8000-00000000000B", "99999999999999999991", "1.0", "12:30", "2024-01-01T05:00:00Z"]
+    (tmp_path / "orders.jsonl").write_text(lines(*({"order_no": text} for text in ids)) + '{"order_no": 7}\n')
+    load(warehouse, source("orders.jsonl", types={"order_no": "varchar"}), tmp_path)
+    assert rows_of(warehouse, "order_no") == sorted([(text,) for text in [*ids, "7"]])
+    (tmp_path / "orders.jsonl").write_text('{"amount": 1234567890123456.78}\n{"amount": 99999999999999999991}\n')
+    warehouse.execute("drop table landing.orders")
+    load(warehouse, source("orders.jsonl", types={"amount": "decimal(30, 2)"}), tmp_path)
+    assert [str(row[0]) for row in rows_of(warehouse, "amount")] == ["1234567890123456.78", "99999999999999999991.00"]
 
 
 def test_of_one_key_the_newest_row_counts_whenever_it_comes(warehouse: Connection, tmp_path: Path) -> None:
