@@ -9,9 +9,10 @@ export SCOREHOUSE_PROJECT ?= $(CURDIR)/dbt_project
 export DO_NOT_TRACK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export PIP_CACHE_DIR ?= $(SCOREHOUSE_DATA)/cache/pip
-export XDG_CACHE_HOME := $(SCOREHOUSE_DATA)/cache
-export MPLCONFIGDIR := $(SCOREHOUSE_DATA)/cache/matplotlib
+CACHE := $(abspath $(SCOREHOUSE_DATA))/cache
+export PIP_CACHE_DIR ?= $(CACHE)/pip
+export XDG_CACHE_HOME := $(CACHE)
+export MPLCONFIGDIR := $(CACHE)/matplotlib
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -45,7 +46,7 @@ ui: setup  ## Dagster UI on 127.0.0.1:3000
 check: setup  ## dbt parse and the declarations, ruff, import-linter, mypy, sqlfluff
 	@$(BIN)/python -m orchestration.project
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/lint-imports --no-logo --cache-dir $(SCOREHOUSE_DATA)/cache/import-linter
+	@$(BIN)/lint-imports --no-logo --cache-dir $(CACHE)/import-linter
 	@$(BIN)/mypy
 	@SCOREHOUSE_PROJECT=tests/projects/loans SCOREHOUSE_DATA=$(SCOREHOUSE_DATA)/check $(BIN)/python -m orchestration.project
 	@$(BIN)/sqlfluff lint --quiet --config pyproject.toml $(SQL)
