@@ -4,6 +4,7 @@ Every mistake is a `DeclarationError` that names file, thing and fault and says 
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any, Literal, TypeVar, get_args
@@ -197,6 +198,10 @@ def read_project(manifest: Mapping[str, Any], variables: Mapping[str, Any], fold
     today = each(clock, lambda node: _today(node["vars"], name, folder))
     loaded = [node for node in manifest["sources"].values() if "load" in node["config"]["meta"]]
     sources = each(loaded, lambda node: _source(node, folder))
+    for source in sources:
+        shared = [other.id for other in sources if other.uri == source.uri and source.scheme == "events"]
+        if len(shared) > 1:
+            faults.append(f"{source.file}: from '{source.uri}': {' and '.join(shared)} can't share the same events")
     exposures = [
         node for node in manifest["exposures"].values() if node["type"] == "ml" or "score" in node["config"]["meta"]
     ]
@@ -276,10 +281,28 @@ def _check_kind(source: Source, load: Mapping[str, Any], where: str) -> None:
             f"{where}: from '{source.uri}': lacks key, by which a row that comes again is known"
             " (write key: [<columns that tell rows apart>])"
         )
+    if scheme == "events":
+        _check_events(source, where)
     if "overlap" in load and not source.cursor:
         raise DeclarationError(f"{where}: overlap is how far behind the newest cursor to read again, but lacks cursor")
     if not 0 <= source.max_rejected <= 1:
         raise DeclarationError(f"{where}: max_rejected is {source.max_rejected}, not a share from 0 to 1 (0.01 is 1 %)")
+
+
+def _check_events(source: Source, where: str) -> None:
+    """Whether pushed events have a name, and columns by which they can be judged when they come."""
+    name = source.uri.partition("://")[2]
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+        raise DeclarationError(
+            f"{where}: from '{source.uri}': '{name}' is no name of events"
+            f" (letters, digits, _ and -; e.g. events://{source.table})"
+        )
+    untyped = [column for column in source.columns if column not in source.types and not column.startswith("_")]
+    if untyped or not source.types:
+        raise DeclarationError(
+            f"{where}: from '{source.uri}': pushed events are judged by the table's columns, so each must be listed"
+            f" with its data_type (without: {', '.join(untyped) or 'all'})"
+        )
 
 
 def _rules(column: Mapping[str, Any], where: str) -> list[Rule]:

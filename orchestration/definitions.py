@@ -3,6 +3,7 @@
 import dagster as dg
 
 from orchestration.automation import daily, everything
+from orchestration.events import publish_contracts
 from orchestration.instance import in_process_executor
 from orchestration.loading import raw_asset
 from orchestration.monitoring import drift_asset
@@ -16,6 +17,7 @@ from orchestration.transforming import asset_keys, dbt_resource, transformed_ass
 def define(where: Paths) -> dg.Definitions:
     """What a dbt project declares, as Dagster sees it: raw tables, models, and each score's way to its generation."""
     project = load_project(where)
+    publish_contracts(project, where)
     manifest = read_manifest(prepare_manifest(where))
     keys = asset_keys(manifest)
     assets = [raw_asset(source, keys[source.id], project, where) for source in project.sources]

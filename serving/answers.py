@@ -8,6 +8,8 @@ from msgspec import Meta
 
 from serving.generation import CustomerScore, Generation
 
+PROBLEM = "application/problem+json"
+
 Freshness = Literal["fresh", "stale"]
 
 
@@ -77,6 +79,20 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     scores: list[ScoreReadiness]
 
 
+class Accepted(msgspec.Struct, frozen=True):
+    """How many events of a request were kept: all of them."""
+
+    accepted: int
+
+
+class EventFault(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with one event."""
+
+    row: Annotated[int, Meta(description="The event's place in the request, from 1.")]
+    column: Annotated[str | None, Meta(description="Null where the event as a whole is wrong.")]
+    fault: str
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error, as RFC 9457 (application/problem+json) has it."""
 
@@ -84,6 +100,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: Annotated[int, Meta(examples=[404])]
     detail: Annotated[str, Meta(description="What is wrong, and what is possible.")]
     known_scores: Annotated[list[str] | None, Meta(description="Where a score or a customer is not known.")] = None
+    known_sources: Annotated[list[str] | None, Meta(description="Where a source of events is not known.")] = None
+    errors: Annotated[list[EventFault] | None, Meta(description="Where events are wrong: the first faults.")] = None
 
 
 def last_fresh_day(generation: Generation) -> date:

@@ -7,7 +7,7 @@
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
@@ -20,22 +20,22 @@ from litestar import Litestar, MediaType, Request, Response, get
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.openapi.spec import Example, Tag
+from litestar.openapi.spec import Components, Example, Tag
 from litestar.params import Parameter
 from litestar.response.base import ASGIResponse
 
-from serving.answers import Alive, CustomerAnswer, Problem, Readiness, Scores, ScoreSummary
+from serving.answers import PROBLEM, Alive, CustomerAnswer, Problem, Readiness, Scores, ScoreSummary
 from serving.catalogue import Catalogue, Clock
 from serving.docs import LocalSwagger, docs_router, openapi_document
+from serving.events import KEY_SETTING, SECURITY, PushedEvents, push_handler
 from serving.pages import pages
 
 log = logging.getLogger("serving")
 
-PROBLEM = "application/problem+json"
 ABOUT = """Scores of customers, looked up by customer id.
 
 Answers come from published, verified generations: `generation` and `as_of_date` say from which.
-`stale` says that a score is older than its owner allows."""
+`stale` says that a score is older than its owner allows. Events that applications push are kept for the next load."""
 
 ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
 CustomerId = Annotated[
@@ -139,18 +139,31 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 
 
 def create_app(
-    generations: Path, reports: Path | None = None, *, clock: Clock = time.time, look_every: float = 0.25
+    generations: Path,
+    reports: Path | None = None,
+    *,
+    events: Path | None = None,
+    event_keys: Sequence[str] = (),
+    clock: Clock = time.time,
+    look_every: float = 0.25,
 ) -> Litestar:
-    """The app over a folder of generations and one of reports, which may appear later. `clock`: seconds since 1970."""
+    """The app over a folder of generations, one of reports and one of events, which may appear later.
+
+    `event_keys` are those with which events may be pushed, none if it is empty. `clock`: seconds since 1970.
+    """
     catalogue = Catalogue(generations, clock=clock, look_every=look_every)
+    pushed = PushedEvents(events, event_keys)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         async with catalogue.serving():
-            yield
+            try:
+                yield
+            finally:
+                pushed.close()
 
     return Litestar(
-        route_handlers=[*api(catalogue), openapi_document, *pages(catalogue, reports)],
+        route_handlers=[*api(catalogue), push_handler(pushed), openapi_document, *pages(catalogue, reports)],
         lifespan=[lifespan],
         exception_handlers={HTTPException: _http_problem, Exception: _internal_problem},
         logging_config=None,
@@ -160,8 +173,10 @@ def create_app(
             description=ABOUT,
             openapi_router=docs_router(),
             render_plugins=[LocalSwagger()],
+            components=Components(security_schemes=dict(SECURITY)),
             tags=[
                 Tag(name="scores", description="What is served"),
+                Tag(name="events", description="What applications tell"),
                 Tag(name="health", description="How the server is"),
             ],
         ),
@@ -176,7 +191,10 @@ def app_from_environment() -> Litestar:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
     data = Path(os.environ.get("SCOREHOUSE_DATA") or "data")
-    return create_app(data / "generations", data / "reports")
+    keys = [key.strip() for key in os.environ.get(KEY_SETTING, "").split(",")]
+    return create_app(
+        data / "generations", data / "reports", events=data / "events", event_keys=[key for key in keys if key]
+    )
 
 
 def _problem(problem: Problem, headers: dict[str, str] | None = None) -> Response[Problem]:
@@ -194,6 +212,8 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
             status=error.status_code,
             detail=detail,
             known_scores=extra.get("known_scores"),
+            known_sources=extra.get("known_sources"),
+            errors=extra.get("errors"),
         ),
         error.headers,
     )

@@ -240,6 +240,7 @@ def test_the_docs_refer_to_nothing_outside(client: Client) -> None:
         "/scores",
         "/scores/{score}",
         "/scores/{score}/customers/{customer_id}",
+        "/events/{source}",
         "/health/live",
         "/health/ready",
     }
