@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         shutil.rmtree(folder, ignore_errors=True)
         model = model_folder(where.models, score, version)
         attached = {file: model / file for file in ("model.cbm", "card.json")}
-        customers = _customers(connection, score, generation, f"{of_newest} order by customer_key")
-        store.write(where.generations, generation, customers, attached)
+        with closing(_customers(connection, score, generation, f"{of_newest} order by customer_key")) as customers:
+            store.write(where.generations, generation, customers, attached)
         store.verify(folder)
     compared = _compare(connection, score, folder, of_newest)
     store.flip(where.generations, score.name, generation.generation)
@@ -149,14 +150,15 @@ def _current(where: Paths, score: Score) -> str | None:
         return None
 
 
-def _customers(connection: Connection, score: Score, generation: Any, of_rows: str) -> Iterator[tuple[str, bytes]]:
+def _customers(
+    connection: Connection, score: Score, generation: Any, of_rows: str
+) -> Generator[tuple[str, bytes], None, None]:
     """The (id, JSON) of each customer, streamed from the warehouse."""
     from serving import store
 
-    for batch in warehouse.batches(
-        connection, f"select {published_key(score)} as customer_key, score, band, reasons, scored_at {of_rows}"
-    ):
-        for row in batch.to_pylist():
+    query = f"select {published_key(score)} as customer_key, score, band, reasons, scored_at {of_rows}"
+    with warehouse.batches(connection, query) as batches:
+        for row in (row for batch in batches for row in batch.to_pylist()):
             customer = store.CustomerScore(
                 score=score.name,
                 customer_id=row["customer_key"],

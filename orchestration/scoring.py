@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -89,19 +90,30 @@ def _insert(
 
     from ml import prediction
 
-    given = (
-        prediction.score_batch(model, score, batch, scored_at)
-        for batch in warehouse.batches(connection, rows)
-        if batch.num_rows
-    )
-    first = next(given, None)
-    if first is None:  # all dates were withdrawn
-        return
-    connection.register("incoming", pa.RecordBatchReader.from_batches(first.schema, chain([first], given)))
-    try:
-        connection.execute(f"insert into {predictions} by name select * from incoming")
-    finally:
-        connection.unregister("incoming")
+    failures: list[Exception] = []
+
+    def scored(batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in batches:
+                if batch.num_rows:
+                    yield prediction.score_batch(model, score, batch, scored_at)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    with warehouse.batches(connection, rows) as batches:
+        given = scored(batches)
+        first = next(given, None)
+        if first is None:  # all dates were withdrawn
+            return
+        reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], given))
+        try:
+            with warehouse.registered(connection, reader) as stream:
+                connection.execute(f"insert into {predictions} by name select * from {stream}")
+        except Exception:
+            if failures:  # DuckDB hides it in a text with a traceback
+                raise failures[0] from None
+            raise
 
 
 def _make_table(connection: Connection, score: Score) -> None:

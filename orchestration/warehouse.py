@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +99,16 @@ def rows(connection: Connection, query: str, values: Sequence[Any] = ()) -> list
     return [dict(zip(titles, row, strict=True)) for row in cursor.fetchall()]
 
 
-def batches(connection: Connection, query: str) -> Iterator["pa.RecordBatch"]:
+@contextmanager
+def batches(connection: Connection, query: str) -> Iterator["pa.RecordBatchReader"]:
     """The rows of a query as Arrow batches, streamed: `execute` would hold the whole result in memory.
 
-    Reads on a cursor of its own, so that the caller may write on the connection meanwhile.
+    Reads on a cursor of its own, so that the caller may write on the connection meanwhile. Both are closed at the end,
+    also of who stops halfway: a reader left open (by a traceback, say) keeps the warehouse open however often its
+    connection is closed, and the next to open it waits for ever.
     """
-    yield from connection.cursor().sql(query).to_arrow_reader(BATCH)
+    with closing(connection.cursor()) as cursor, closing(cursor.sql(query).to_arrow_reader(BATCH)) as reader:
+        yield reader
 
 
 @contextmanager
@@ -114,11 +118,20 @@ def streamed(connection: Connection, query: str) -> Iterator[str]:
     A table made from it is written by all threads, where one made from the query itself is written by as many as its
     files have row groups: of 20.9 M rows in one row group, in 3.1 s and not in 5.5.
     """
-    connection.register("incoming", connection.cursor().sql(query).to_arrow_reader(BATCH))
+    with batches(connection, query) as reader, registered(connection, reader) as stream:
+        yield stream
+
+
+@contextmanager
+def registered(connection: Connection, reader: "pa.RecordBatchReader") -> Iterator[str]:
+    """The name under which the rows of a reader can be read once."""
+    connection.register("incoming", reader)
     try:
         yield "incoming"
     finally:
-        connection.unregister("incoming")
+        # An aborted transaction refuses this too, and would hide why it was aborted. The next takes the name over.
+        with suppress(duckdb.TransactionException):
+            connection.unregister("incoming")
 
 
 @contextmanager

@@ -250,6 +250,18 @@ def test_a_failing_model_is_named_and_the_old_generation_serves_on(loans_run: Ru
     assert store.current(run.data / "generations", SCORE) == served
 
 
+def test_a_customer_id_that_cant_be_published_ends_the_run_and_is_named(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    served = store.current(run.data / "generations", SCORE)
+    model = run.project / "models" / "refined" / "stg_bank__loans.sql"
+    longer = "case loan_no when 'K24-0653' then repeat('é', 300) else loan_no end as loan_no,"
+    model.write_text(model.read_text().replace("        loan_no,\n", f"        {longer}\n"))
+    failed = run.again()
+    assert failed.code == 1
+    assert re.search(rf"✗ generations\.{SCORE}: customer id '.+é\.\.\.' has \d+ bytes, 511 are", failed.printed)
+    assert store.current(run.data / "generations", SCORE) == served
+
+
 def test_a_failing_data_test_stops_what_is_downstream(loans_run: Run, tmp_path: Path) -> None:
     run = copy_of(loans_run, tmp_path)
     served, scored = store.current(run.data / "generations", SCORE), contents(run)[f"predictions.{SCORE}"]
