@@ -16,25 +16,12 @@ from ml.declarations import Source
 from orchestration import warehouse
 from orchestration.addresses import NAMED, expanded, scrubbed, without_secrets
 from orchestration.landing import Batch, LoadError, Loading, new_batch_id, table_of, told
+from orchestration.table_columns import TEXTS, TIMES, Column, check_columns, columns_of
 
 # Waits before a read whose connection broke is begun again.
 RETRY_AFTER_SECONDS = (1.0, 4.0, 16.0)
 # Arrow that is held at once; a few of these are under way between the server and the warehouse.
 BATCH_BYTES = 16 << 20
-
-NUMBERS = ("int2", "int4", "int8", "float4", "float8", "numeric")
-TIMES = {"timestamptz": "TIMESTAMPTZ", "timestamp": "TIMESTAMP", "date": "DATE"}
-TEXTS = ("text", "varchar", "bpchar", "name", "uuid")
-LISTS = ("_int2", "_int4", "_int8", "_float4", "_float8", "_bool", "_text", "_varchar", "_uuid")
-# Types that arrive as what they are. Others (enum, inet, range, ...) would be opaque bytes: the server writes them as
-# text. So it does numbers of arbitrary precision, which is faster besides, and text that is padded with blanks.
-NATIVE = {*NUMBERS, *TIMES, *TEXTS, *LISTS, "bool", "time", "interval", "bytea", "json", "jsonb"} - {
-    "numeric",
-    "bpchar",
-}
-# Arrow has no infinity: the driver lets it, and years beyond the warehouse's, overflow to before any time there was.
-FIRST_MICROSECOND, FIRST_DAY = -220_000_000_000_000_000, -3_000_000
-MINUS_INFINITE_MICROSECOND, MINUS_INFINITE_DAY = -(2**63) + 946_684_800_000_000, -(2**31) + 10_957
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -44,17 +31,6 @@ class Address(msgspec.Struct, frozen=True):
     server: str
     table: str | None
     query: str | None
-
-
-class Column(msgspec.Struct, frozen=True):
-    """A column of the source: its type there, SQL that asks the server for it, SQL of it as the warehouse has it, and
-    the rule that a value breaks if it can't be that."""
-
-    name: str
-    kind: str
-    asked: str
-    stored: str
-    rule: str | None = None
 
 
 class _Broken(Exception):
@@ -178,8 +154,8 @@ def _said(source: Source, error: Exception) -> str:
 def _batch(loading: Loading, address: Address, cursor: Any) -> Batch | None:
     source, connection = loading.source, loading.connection
     name, relation, filled = _relation(source, address, cursor)
-    columns = _columns(loading, relation, cursor)
-    _check(source, columns, _where(source, address))
+    columns = columns_of(loading, relation, cursor)
+    check_columns(source, columns, _where(source, address))
     known = loading.known_files()
     is_as_declared = name in known and known[name][0] == loading.declaration
     since = _since(loading, columns) if is_as_declared else None
@@ -231,90 +207,25 @@ def _relation(source: Source, address: Address, cursor: Any) -> tuple[str, str, 
     if address.query:
         name = f"query {hashlib.sha256(address.query.encode()).hexdigest()[:8]}"
         return name, f"({address.query}\n) as asked", set()
-    table = warehouse.literal(str(address.table))
+    known = "pg_class as relation inner join pg_namespace as space on space.oid = relation.relnamespace"
+    quoted = "quote_ident(space.nspname) || '.' || quote_ident(relation.relname)"
     cursor.execute(
         f"""
-        select
-            relation.oid::int8 as id,
-            quote_ident(space.nspname) || '.' || quote_ident(relation.relname) as quoted,
-            space.nspname || '.' || relation.relname as plain,
-            relation.oid = to_regclass({table}) is true as is_it
-        from pg_class as relation inner join pg_namespace as space on space.oid = relation.relnamespace
-        where relation.relkind in ('r', 'p', 'v', 'm', 'f') and space.nspname !~ '^pg_toast|^pg_temp'
+        select relation.oid::int8, {quoted}, space.nspname || '.' || relation.relname
+        from {known} where relation.oid = to_regclass({warehouse.literal(str(address.table))})
         """
     )
-    tables = cursor.fetchall()
-    found = [(id, quoted, plain) for id, quoted, plain, is_it in tables if is_it]
+    found = cursor.fetchall()
     if not found:
-        wanted = str(address.table)
-        likely = get_close_matches(wanted, [quoted for _, quoted, _, _ in tables], n=3)
+        cursor.execute(f"select {quoted} from {known} where relation.relkind in ('r', 'p', 'v', 'm', 'f')")
+        likely = get_close_matches(str(address.table), [other for (other,) in cursor.fetchall()], n=3)
         raise LoadError(
-            f"{_where(source, address)}: there is no table {wanted}, or it may not be seen"
+            f"{_where(source, address)}: there is no table {address.table}, or it may not be seen"
             + (f" (there is: {', '.join(likely)})" if likely else "")
         )
-    id, quoted, plain = found[0]
+    id, table, name = found[0]
     cursor.execute(f"select attname from pg_attribute where attrelid = {id} and attnum > 0 and attnotnull")
-    return plain, quoted, {column for (column,) in cursor.fetchall()}
-
-
-def _columns(loading: Loading, relation: str, cursor: Any) -> list[Column]:
-    """The columns as the server describes them, and how each becomes one of the warehouse.
-
-    Exact where it says so: numeric(10, 2) is DECIMAL(10, 2), and one without a precision DOUBLE unless the source's
-    owner declares a type. What is declared varchar is asked for as text.
-    """
-    declared = {
-        column: str(warehouse.one(loading.connection, f"select typeof(null::{kind})")[0])
-        for column, kind in loading.source.types.items()
-    }
-    columns = []
-    for field in cursor.adbc_execute_schema(f"select * from {relation}"):
-        told_of = {key.decode(): text.decode() for key, text in (field.metadata or {}).items()}
-        kind, wanted = told_of["POSTGRESQL:type"], declared.get(field.name)
-        name = asked = stored = warehouse.name(field.name)
-        rule = None
-        if kind not in NATIVE or (wanted == "VARCHAR" and kind != "text"):
-            asked = f"{name}::text as {name}"
-        if kind == "numeric" and wanted != "VARCHAR":
-            stored = wanted or _decimal(int(told_of.get("POSTGRESQL:typmod", -1)))
-            rule = f"{field.name} is no {stored.lower()}"
-            stored = f"try_cast({name} as {stored})"
-        elif kind in ("timestamptz", "timestamp") and wanted != "VARCHAR":
-            stored = _finite(f"epoch_us({name})", name, MINUS_INFINITE_MICROSECOND, FIRST_MICROSECOND)
-        elif kind == "date" and wanted != "VARCHAR":
-            stored = _finite(f"({name} - date '1970-01-01')", name, MINUS_INFINITE_DAY, FIRST_DAY)
-        columns.append(Column(field.name, kind, asked, stored, rule))
-    return columns
-
-
-def _decimal(modifier: int) -> str:
-    """The type for a numeric of this type modifier, which packs its precision and scale."""
-    precision, scale = (modifier - 4) >> 16, (modifier - 4) & 0x7FF
-    return f"DECIMAL({precision}, {scale})" if modifier >= 0 and scale <= precision <= 38 else "DOUBLE"
-
-
-def _finite(number: str, name: str, minus_infinite: int, first: int) -> str:
-    infinities = f"when {number} = {minus_infinite} then '-infinity' when {number} < {first} then 'infinity'"
-    return f"case {infinities} else {name} end"
-
-
-def _check(source: Source, columns: Sequence[Column], where: str) -> None:
-    """Whether cursor and key are columns, and the cursor one that has an order, and times for an overlap."""
-    kinds = {column.name: column.kind for column in columns}
-    for word, named in (("cursor", [source.cursor] if source.cursor else []), ("key", source.key)):
-        for column in named:
-            if column not in kinds:
-                raise LoadError(f"{where}: {word} '{column}' is no column of it (it has: {', '.join(kinds)})")
-    if not source.cursor:
-        return
-    kind = kinds[source.cursor]
-    if kind not in (*NUMBERS, *TIMES, *TEXTS):
-        raise LoadError(f"{where}: cursor '{source.cursor}' is {kind}, which tells no row newer than another")
-    if source.overlap_days and kind not in TIMES:
-        raise LoadError(
-            f"{where}: overlap is a length of time, but cursor '{source.cursor}' is {kind}; leave it out, or name a"
-            " cursor that is a date or timestamp"
-        )
+    return name, table, {column for (column,) in cursor.fetchall()}
 
 
 def _since(loading: Loading, columns: Sequence[Column]) -> str | None:
@@ -325,16 +236,24 @@ def _since(loading: Loading, columns: Sequence[Column]) -> str | None:
         return None
     kind = next(column.kind for column in columns if column.name == source.cursor)
     name = warehouse.name(source.cursor)
-    newest = f"max({name})"
+    newest = name
     if kind in TIMES:
-        moment = f"try_cast({name} as {TIMES[kind]})"
         overlap = round(source.overlap_days * 86_400 * 1_000_000)
-        newest = f"max({moment}) filter (where isfinite({moment})) - to_microseconds({overlap})"
-    elif held[source.cursor] in ("DOUBLE", "FLOAT"):
-        newest = f"max({name}) filter (where isfinite({name}))"
-    (value,) = warehouse.one(loading.connection, f"select ({newest})::varchar from {table_of(source)}")
-    if value is None:
+        newest = f"try_cast({name} as {TIMES[kind]}) - to_microseconds({overlap})"
+    # Nothing is newer than infinity. The topmost row is found by the statistics of each block, a maximum is not.
+    is_finite = (
+        f"isfinite({name})" if held[source.cursor].startswith(("DATE", "TIMESTAMP", "DOUBLE", "FLOAT")) else "true"
+    )
+    found = loading.connection.execute(
+        f"""
+        select ({newest})::varchar from (
+            select {name} from {table_of(source)} where {name} is not null and {is_finite} order by 1 desc limit 1
+        )
+        """
+    ).fetchall()
+    if not found or found[0][0] is None:
         return None
+    value = found[0][0]
     # The warehouse orders texts by their bytes.
     order = ' collate "C"' if kind in TEXTS and kind != "uuid" else ""
     return f"{name}{order} >= {warehouse.literal(value)}::{kind}{order}"
