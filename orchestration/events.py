@@ -19,7 +19,8 @@ from orchestration import landing, warehouse
 from orchestration.json_lines import json_rows
 from orchestration.landing import Batch, LoadError, Loading, new_batch_id, told
 from orchestration.project import Paths, exclusively, replaced
-from serving.events import Column, Contract, Kind, fsync_folder
+from serving.contracts import Column, Contract, Kind
+from serving.event_log import fsync_folder
 
 BATCH_BYTES = 16 << 20  # of the log at a time; an event is smaller, as the API takes no request of this size
 LOADED = "loaded.json"  # how far each segment is loaded, for who must not open the warehouse: a copy of what it knows

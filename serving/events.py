@@ -6,17 +6,14 @@ and no two requests at once. What has been answered 202 is on the disk.
 
 import hmac
 import logging
-import os
 import re
-import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, post
@@ -36,236 +33,28 @@ from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, RequestB
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import Parameter
 
-from serving.answers import PROBLEM, Accepted, EventFault, Problem
+from serving.answers import PROBLEM, Accepted, Problem
+from serving.contracts import Contract, faults_of, shortened
+from serving.event_log import Log
 
 log = logging.getLogger("serving")
 
 MOST_EVENTS = 10_000  # of one request
 MOST_BYTES = 10_000_000  # of one request's body
-SEGMENT_BYTES = 64 << 20  # a segment that has reached this size is followed by another
-MOST_FAULTS = 20  # that an answer lists
 KEY_SETTING = "SCOREHOUSE_EVENTS_KEY"
 SECURITY = {"events": SecurityScheme(type="http", scheme="bearer", description=f"A key of {KEY_SETTING}.")}
 
-Kind = Literal["integer", "number", "boolean", "text", "date", "timestamp", "timestamptz", "uuid", "any"]
 Event = dict[str, Any]
 
 _decoder = msgspec.json.Decoder(float_hook=Decimal)
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(Z|[+-]\d{2}:?\d{2})?")
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
-class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A column of a source: its type in the warehouse, the kind of JSON value that fits it and within which bounds."""
-
-    name: str
-    type: str
-    kind: Kind
-    required: bool = False
-    description: str = ""
-    least: Decimal | None = None
-    most: Decimal | None = None
-
-
-class Contract(msgspec.Struct, frozen=True, kw_only=True):
-    """What an event of a source must be, published for the API as `<data>/events/<source>/contract.json`."""
-
-    source: str
-    table: str
-    description: str
-    key: tuple[str, ...]
-    columns: tuple[Column, ...]
 
 
 class BadEvents(HTTPException):
     """Events that don't meet their contract: how many, and what is wrong with the first."""
 
     status_code = 422
-
-
-def faults_of(events: Sequence[Any], contract: Contract) -> tuple[int, list[EventFault]]:
-    """How many events break the contract, and what is wrong with the first; rows are counted from 1."""
-    columns = {column.name: column for column in contract.columns}
-    required = [column.name for column in contract.columns if column.required]
-    bad = 0
-    listed: list[EventFault] = []
-    for row, event in enumerate(events, 1):
-        found = _faults(event, columns, required)
-        if found:
-            bad += 1
-            listed += [
-                EventFault(row=row, column=column, fault=fault) for column, fault in found[: MOST_FAULTS - len(listed)]
-            ]
-    return bad, listed
-
-
-def _faults(event: Any, columns: Mapping[str, Column], required: Sequence[str]) -> list[tuple[str | None, str]]:
-    if not isinstance(event, dict):
-        return [(None, f"is {_short(event)}, not an object")]
-    found: list[tuple[str | None, str]] = [(name, "is missing") for name in required if name not in event]
-    for name, value in event.items():
-        column = columns.get(name)
-        if column is None:
-            found.append((_shortened(name), f"is no column of the source (its columns: {', '.join(columns)})"))
-        elif value is None:
-            if column.required:
-                found.append((name, "is null, but required"))
-        elif fault := CHECKS[column.kind](value, column):
-            found.append((name, f"is {_short(value)}, {fault}"))
-    return found
-
-
-def _within(value: int | Decimal, column: Column) -> str | None:
-    if column.least is not None and value < column.least:
-        return f"less than {column.least}, the least of {column.type}"
-    if column.most is not None and value > column.most:
-        return f"more than {column.most}, the most of {column.type}"
-    return None
-
-
-def _integer(value: Any, column: Column) -> str | None:
-    return "not an integer" if not isinstance(value, int) or isinstance(value, bool) else _within(value, column)
-
-
-def _number(value: Any, column: Column) -> str | None:
-    is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
-    return _within(value, column) if is_number else "not a number"
-
-
-def _boolean(value: Any, _: Column) -> str | None:
-    return None if isinstance(value, bool) else "not true or false"
-
-
-def _text(value: Any, _: Column) -> str | None:
-    return None if isinstance(value, str) else "not text"
-
-
-def _date(value: Any, _: Column) -> str | None:
-    if isinstance(value, str) and _DATE.fullmatch(value):
-        with suppress(ValueError):
-            date.fromisoformat(value)
-            return None
-    return "not a date (write 2024-12-31)"
-
-
-def _zone(value: Any) -> str | None:
-    """The zone that an ISO timestamp tells, empty if none; None for what is no timestamp."""
-    match = _MOMENT.fullmatch(value) if isinstance(value, str) else None
-    if match:
-        with suppress(ValueError):
-            datetime.fromisoformat(value)
-            return match[1] or ""
-    return None
-
-
-def _timestamp(value: Any, column: Column) -> str | None:
-    zone = _zone(value)
-    if zone is None:
-        return "not a timestamp (write 2024-12-31T06:00:00Z)"
-    # The warehouse drops a zone that its column has no place for.
-    return None if zone in ("", "Z") else f"not in UTC, and the column ({column.type}) keeps no time zone"
-
-
-def _timestamptz(value: Any, _: Column) -> str | None:
-    return "not a timestamp (write 2024-12-31T06:00:00Z)" if _zone(value) is None else None
-
-
-def _uuid(value: Any, _: Column) -> str | None:
-    return None if isinstance(value, str) and _UUID.fullmatch(value) else "not a UUID"
-
-
-CHECKS: dict[Kind, Callable[[Any, Column], str | None]] = {
-    "integer": _integer,
-    "number": _number,
-    "boolean": _boolean,
-    "text": _text,
-    "date": _date,
-    "timestamp": _timestamp,
-    "timestamptz": _timestamptz,
-    "uuid": _uuid,
-    "any": lambda *_: None,  # other types are judged when they are loaded
-}
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else text[:60] + "…"
-
-
-def _short(value: Any) -> str:
-    """A caller's value as a message repeats it."""
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return _shortened(_encoder.encode(value).decode())
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes sure that the names of the files in a folder survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class Log:
-    """The part of a source's log that this process writes: a segment at a time, which no other process appends to.
-
-    A segment to which a write failed is cut back to what it held before, and never written again: a load may have read
-    beyond the cut, and would not see what came to stand there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._lock = threading.RLock()
-        self._path = folder
-        self._file: int | None = None
-        self._size = 0
-
-    def append(self, lines: bytes) -> None:
-        """Writes whole lines; on return they are on the disk. Raises `OSError`; nothing is acknowledged then."""
-        with self._lock:
-            if self._file is None or self._size >= SEGMENT_BYTES or not self._is_in_place(self._file):
-                self.close()
-                self._file = self._begin()
-            try:
-                left = memoryview(lines)
-                while left:  # a write to a file is short only where the next one fails and says why
-                    left = left[os.write(self._file, left) :]
-                os.fsync(self._file)
-                if not self._size:
-                    fsync_folder(self.folder)
-            except OSError:
-                self._give_up(self._file)
-                raise
-            self._size += len(lines)
-
-    def _begin(self) -> int:
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
-        self._path, self._size = self.folder / name, 0
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
-
-    def _is_in_place(self, file: int) -> bool:
-        """Whether the segment can still be found: who writes to a removed file keeps nothing."""
-        with suppress(OSError):
-            return os.path.samestat(os.stat(self._path), os.fstat(file))
-        return False
-
-    def _give_up(self, file: int) -> None:
-        with suppress(OSError):
-            os.ftruncate(file, self._size)
-            if not self._size:
-                self._path.unlink()
-        self.close()
-
-    def close(self) -> None:
-        with self._lock:
-            if self._file is not None:
-                file, self._file = self._file, None
-                with suppress(OSError):
-                    os.close(file)
 
 
 class PushedEvents:
@@ -302,7 +91,7 @@ class PushedEvents:
                 return msgspec.json.decode((self._folder / source / "contract.json").read_bytes(), type=Contract)
         known = sorted(file.parent.name for file in self._folder.glob("*/contract.json")) if self._folder else []
         raise NotFoundException(
-            detail=f"Unknown source '{_shortened(source)}'. Known sources of events: {', '.join(known) or 'none yet'}.",
+            detail=f"Unknown source '{shortened(source)}'. Known sources of events: {', '.join(known) or 'none yet'}.",
             extra={"known_sources": known},
         )
 

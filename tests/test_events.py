@@ -25,9 +25,11 @@ from litestar.testing import TestClient
 from ml.declarations import DeclarationError, Project, Rule, Source, read_project
 from orchestration import events as event_source
 from orchestration.events import contract_of, pending_events, publish_contracts
+from orchestration.landing import LoadError
 from orchestration.loading import Loaded
 from orchestration.project import Paths
 from orchestration.warehouse import Connection, open_warehouse
+from serving import event_log
 from serving import events as pushing
 from serving.answers import Problem
 from serving.app import create_app
@@ -515,7 +517,7 @@ def test_a_segment_that_somebody_has_removed_is_not_written_to(client: Client, l
 def test_a_long_segment_is_followed_by_another(
     client: Client, log: Path, warehouse: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushing, "SEGMENT_BYTES", 200)
+    monkeypatch.setattr(event_log, "SEGMENT_BYTES", 200)
     for number in range(20):
         push(client, order(number))
     assert 4 < len(list(log.glob("*.jsonl"))) < 20
@@ -610,6 +612,20 @@ def test_a_line_that_is_no_event_goes_to_quarantine(
     assert load(warehouse, orders, tmp_path).batches == []
 
 
+def test_bad_events_that_are_too_many_wait_for_good_ones_or_a_higher_max_rejected(
+    client: Client, warehouse: Connection, tmp_path: Path
+) -> None:
+    push(client, order(1), order(2, amount=-1))
+    with pytest.raises(LoadError, match=r"1 of 2 rows of events/orders are bad, more than the 1\.00%"):
+        loaded_orders(warehouse, tmp_path)
+    assert pending_events(ORDERS, Paths(project=tmp_path, data=tmp_path / "data")) > 0
+    push(client, *map(order, range(10, 200)))
+    assert loaded_orders(warehouse, tmp_path).rows == 191
+    push(client, order(3, amount=-1))
+    assert load(warehouse, msgspec.structs.replace(ORDERS, max_rejected=1.0), tmp_path).rows == 191
+    assert [row["order_no"] for _, row in quarantined(warehouse)] == ["2", "3"]
+
+
 def test_much_is_loaded_in_bounded_batches_and_what_comes_meanwhile_is_left(
     client: Client, log: Path, warehouse: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,7 +653,7 @@ def test_a_line_longer_than_any_event_is_told(
 ) -> None:
     monkeypatch.setattr(event_source, "BATCH_BYTES", 100)
     (log / "20240101-other.jsonl").write_bytes(b'{"note": "' + b"x" * 200 + b'"}\n')
-    with pytest.raises(Exception, match=r"20240101-other\.jsonl: the line at byte 0 has more than 100 bytes"):
+    with pytest.raises(LoadError, match=r"20240101-other\.jsonl: the line at byte 0 has more than 100 bytes"):
         loaded_orders(warehouse, tmp_path)
 
 
