@@ -1,6 +1,7 @@
 """Each mistake in a declaration is one error that names file, thing and fault, before anything runs."""
 
 import copy
+import re
 from collections.abc import Callable
 from datetime import date
 from typing import Any
@@ -295,6 +296,8 @@ def test_a_mistake_is_named_with_file_thing_and_fault(mistake: str) -> None:
     with pytest.raises(DeclarationError) as raised:
         read_project(mistaken, {}, "dbt_project")
     assert message in str(raised.value)
+    told = [line for line in str(raised.value).splitlines() if not line.startswith(" ")]
+    assert len(told) == 1, "what follows from a mistake is told as another"
 
 
 def test_a_clock_that_is_no_date_is_named() -> None:
@@ -309,3 +312,97 @@ def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(DeclarationError) as raised:
         read_project(mistaken, {}, "dbt_project")
     assert len(str(raised.value).splitlines()) == 2
+
+
+def told(mistaken: Manifest) -> list[str]:
+    """What is told of each mistake, without where it is and what is possible."""
+    with pytest.raises(DeclarationError) as raised:
+        read_project(mistaken, {}, "dbt_project")
+    lines = [line for line in str(raised.value).splitlines() if not line.startswith(" ")]
+    return [re.sub(r"^\S+: \w+ '[^']+':? ", "", line).partition(" (")[0] for line in lines]
+
+
+def test_all_mistakes_of_one_exposure_are_told_at_once() -> None:
+    mistaken = manifest()
+    score_of(mistaken).update(
+        gates=[],
+        gate=["auc >= 0.8", "1 = 1"],
+        bands={"high": 60, "middle": "much", "low": 0.1, "lowest": 0.1},
+        fresh_for="soon",
+    )
+    features_of(mistaken)["config"].update(contract={"enforced": False})
+    label_of(mistaken)["columns"].clear()
+    assert told(mistaken) == [
+        "score: unknown key 'gates'",
+        "gate 'auc >= 0.8' names no metric of kind 'probability': auc",
+        "gate '1 = 1' names no metric of kind 'probability'",
+        "bands: 'high' starts at 60, but a probability lies between 0 and 1",
+        "bands: 'middle' starts at 'much', which is no number",
+        "bands: two bands start at the same score",
+        "fresh_for: 'soon' is no length of time",
+        "is the features of 'leaving', so its contract must be enforced",
+        "config.meta names key 'visitor_id', which is no column of it",
+        "config.meta names key 'day', which is no column of it",
+        "is the label of 'leaving' and lacks the column 'label'",
+        "is the label of 'leaving' and lacks the column 'matures_on'",
+    ]
+
+
+def test_an_unknown_kind_hides_no_other_mistake() -> None:
+    mistaken = manifest()
+    score_of(mistaken).update(kind="chance", label="visitors_left", gate=[], bands={"high": None}, fresh_for=8)
+    assert told(mistaken) == [
+        "score: fresh_for is 8, not text",
+        "kind is 'chance'",
+        "gate has no condition, so anything would pass",
+        "bands: 'high' starts at None, which is no number",
+        "label names 'visitors_left', which is no model of the project",
+    ]
+
+
+def test_all_mistakes_of_one_source_are_told_at_once() -> None:
+    mistaken = manifest()
+    column_of(mistaken).update(constraints=[{"type": "unique", "expression": None}])
+    load_of(mistaken).update(form="x", cursor="at", key=["visitor"], overlap="1 day", max_rejected=5, sweep="often")
+    assert told(mistaken) == [
+        "load: unknown key 'form'",
+        "load: sweep is 'often', not true or false",
+        "load: names column 'at', which the table does not list",
+        "load: names column 'visitor', which the table does not list",
+        "load: column 'visitor_id' has the constraint unique, which can't be asked of a row",
+        "load: max_rejected is 5, not a share from 0 to 1",
+        "load: overlap is for postgresql://, not for 'data/visits.csv'",
+        "load: sweep is for postgresql://, not for 'data/visits.csv'",
+    ]
+
+
+@pytest.mark.parametrize("name", ["Expected-Orders", "expected orders", "größe", "-"])
+def test_a_name_that_can_not_be_an_assets_is_refused(name: str) -> None:
+    mistaken = manifest()
+    mistaken["exposures"]["exposure.shop.leaving"].update(name=name)
+    assert told(mistaken) == [
+        "its name is also that of assets, tables and folders, so it has letters, digits and _ only"
+    ]
+
+
+def meta_of(found: Manifest) -> dict[str, Any]:
+    return found["sources"]["source.shop.raw.visits"]["config"]["meta"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("key", ["lod", "laod", "loads", "Load"])
+def test_a_source_whose_load_is_misspelt_is_not_left_alone(key: str) -> None:
+    mistaken = manifest()
+    meta_of(mistaken)[key] = meta_of(mistaken).pop("load")
+    with pytest.raises(DeclarationError) as raised:
+        read_project(mistaken, {}, "dbt_project")
+    assert str(raised.value).startswith(
+        "dbt_project/models/sources.yml: source 'raw.visits': config.meta has the key"
+        f" '{key}', which looks like a misspelt 'load' (write load: {{from: ...}}"
+    )
+
+
+def test_other_meta_of_a_source_is_its_owners() -> None:
+    found = manifest()
+    meta_of(found).clear()
+    meta_of(found).update(loader="fivetran", owner="web", dagster={"group": "raw"}, local=True)
+    assert read_project(found, {}, "dbt_project").sources == ()

@@ -1,0 +1,70 @@
+"""Reading what people declare in YAML, strictly, and telling all that is wrong with it at once.
+
+Each reader adds what is wrong to `faults` and goes on with what is sound, so what it gives counts only without faults.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Node = Mapping[str, Any]
+Faults = list[str]
+
+MOST_DAYS = 36_500
+DAYS = {"minute": 1 / 1440, "hour": 1 / 24, "day": 1.0, "week": 7.0}
+YAML_WORDS: dict[type, str] = {
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    bool: "true or false",
+    float: "a number",
+}
+
+
+class DeclarationError(ValueError):
+    """Declarations in the dbt project that the engine can't act on: of each file, thing, fault, what is possible."""
+
+
+def sound_part(
+    declared: Any, keys: Mapping[str, type], required: Sequence[str], where: str, faults: Faults
+) -> dict[str, Any]:
+    """Of a mapping as declared the known keys whose values have the right YAML type; required ones must be there."""
+    if not isinstance(declared, dict):
+        faults.append(f"{where}: is {declared!r}, not a mapping (keys: {', '.join(keys)})")
+        return {}
+    sound = {}
+    for key, value in declared.items():
+        if key not in keys:
+            faults.append(f"{where}: unknown key '{key}' (known: {', '.join(keys)})")
+            continue
+        expected = (int, float) if keys[key] is float else keys[key]
+        if not isinstance(value, expected) or (isinstance(value, bool) and keys[key] is not bool):
+            faults.append(f"{where}: {key} is {value!r}, not {YAML_WORDS[keys[key]]}")
+            continue
+        sound[key] = value
+    missing = [key for key in required if key not in declared]
+    if missing:
+        faults.append(f"{where}: lacks {', '.join(missing)} (keys: {', '.join(keys)})")
+    return sound
+
+
+def some(names: Iterable[str], like: str) -> str:
+    """The names that a mistyped one may have meant, or the first ones."""
+    known = list(names)
+    shown = difflib.get_close_matches(like, known) or known[:10]
+    return ", ".join(shown) + (f", and {len(known) - len(shown)} more" if len(shown) < len(known) else "")
+
+
+def days(text: str, where: str, faults: Faults) -> float:
+    """'8 days' -> 8.0."""
+    number, _, unit = text.strip().partition(" ")
+    try:
+        length = float(number) * DAYS[unit.strip().removesuffix("s")]
+    except (ValueError, KeyError):
+        length = 0.0
+    if not 0 < length <= MOST_DAYS:
+        faults.append(
+            f"{where}: '{text}' is no length of time"
+            f" (write e.g. '8 days'; units: minutes, hours, days, weeks; at most {MOST_DAYS} days)"
+        )
+    return length
