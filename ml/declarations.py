@@ -54,6 +54,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """A dbt exposure of type `ml`, checked: what is scored, from which tables, and what a model must reach.
 
     `features` and `label` are tables of `features_schema` and `label_schema`; `_id` is dbt's unique_id of their model.
+    Rows of a label that `is_incremental` stay as they were first built.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     label_schema: str
     label_id: str
+    label_is_incremental: bool = False
     entity: tuple[str, ...]
     as_of: str
     columns: tuple[Feature, ...]
@@ -182,6 +184,7 @@ def _score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Faults)
         label=label["alias"],
         label_schema=label["schema"],
         label_id=label["unique_id"],
+        label_is_incremental=label["config"].get("materialized") == "incremental",
         entity=keys.entity,
         as_of=keys.as_of,
         columns=columns,

@@ -43,8 +43,8 @@ def clock(project: Project) -> date:
 def freeze_training_set(connection: Connection, score: Score, today: date, folder: Path) -> dict[str, Any]:
     """All rows whose label has matured, frozen to Parquet under their checksum; a row of `ml.training_sets`.
 
-    Raises `ScoringError` if a column of the declaration is missing, a key comes twice, no label has matured, or a label
-    is null.
+    Raises `ScoringError` if a column of the declaration is missing, a key comes twice, labels would stay immature for
+    ever, no label has matured, or a label is null.
     """
     features, label = (
         warehouse.name(score.features_schema, score.features),
@@ -60,6 +60,7 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
     keys = (*score.entity, score.as_of)
     _refuse_repeated_keys(connection, score, score.features_schema, score.features)
     _refuse_repeated_keys(connection, score, score.label_schema, score.label)
+    _refuse_frozen_labels(connection, score, today)
     query = f"""
         select
             {warehouse.names([*keys, *(column.name for column in score.columns)], "features")},
@@ -114,6 +115,21 @@ def _refuse_repeated_keys(connection: Connection, score: Score, schema: str, mod
             f"score '{score.name}': model '{model}' has {found} keys with more than one row, such as {key} with {rows};"
             f" it must have one row per {' × '.join(keys)}: mend its joins, or the rows it is made from"
             " (an incremental model keeps its rows until make run FULL_REFRESH=1)"
+        )
+
+
+def _refuse_frozen_labels(connection: Connection, score: Score, today: date) -> None:
+    """Raises `ScoringError` if an incremental label model holds rows that have not matured: they keep that label."""
+    if not score.label_is_incremental:
+        return
+    label = warehouse.name(score.label_schema, score.label)
+    (immature,) = warehouse.one(connection, f"select count(*) from {label} where matures_on > date '{today}'")
+    if immature:
+        raise ScoringError(
+            f"score '{score.name}': model '{score.label}' is incremental and has {immature} rows that mature only after"
+            f" {today}; their label would stay as it is now: either let the model select matured rows alone"
+            " (where matures_on <= today), or build it anew each time (materialized: table); where it does and the clock"
+            " was set back, make run FULL_REFRESH=1"
         )
 
 

@@ -85,6 +85,13 @@ def test_a_right_project_is_read_whole() -> None:
     assert project.sources[0].uri == "data/visits.csv"
 
 
+@pytest.mark.parametrize(("materialized", "is_incremental"), [("incremental", True), ("table", False)])
+def test_a_score_knows_whether_its_label_is_incremental(materialized: str, is_incremental: bool) -> None:
+    found = manifest()
+    label_of(found)["config"]["materialized"] = materialized
+    assert read_project(found, {}, "dbt_project").scores[0].label_is_incremental is is_incremental
+
+
 def test_a_project_without_a_fixed_clock_runs_on_the_real_one() -> None:
     assert read_project(manifest(), {}, "dbt_project").today is None
 

@@ -1,10 +1,11 @@
 """What a score may learn from: one row per key, and labels that have matured."""
 
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestration import versions
@@ -29,8 +30,9 @@ def warehouse(tmp_path: Path) -> Iterator[Connection]:
         yield connection
 
 
-def frozen(connection: Connection, tmp_path: Path) -> dict[str, Any]:
-    return freeze_training_set(connection, a_score_of("days_away", "spend"), TODAY, tmp_path / "training_sets")
+def frozen(connection: Connection, tmp_path: Path, today: date = TODAY, **changes: Any) -> dict[str, Any]:
+    score = msgspec.structs.replace(a_score_of("days_away", "spend"), **changes)
+    return freeze_training_set(connection, score, today, tmp_path / "training_sets")
 
 
 def test_a_training_set_is_every_matured_row(warehouse: Connection, tmp_path: Path) -> None:
@@ -53,3 +55,26 @@ def test_a_key_that_is_null_twice_is_refused_too(warehouse: Connection, tmp_path
     warehouse.execute("insert into labels.customer_left select null, null, 1, date '2024-03-01' from range(2)")
     with pytest.raises(ScoringError, match="such as customer_id None, week None with 2"):
         frozen(warehouse, tmp_path)
+
+
+DAY_BEFORE_THE_LAST_MATURES = some_rows()["matures_on"].to_pylist()[-1] - timedelta(days=1)
+
+
+def test_rows_that_have_not_matured_wait_in_a_label_model_that_is_built_anew(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    assert frozen(warehouse, tmp_path, DAY_BEFORE_THE_LAST_MATURES)["rows"] == some_rows().num_rows - 20
+    assert frozen(warehouse, tmp_path)["rows"] == some_rows().num_rows
+
+
+def test_rows_that_an_incremental_label_model_would_keep_immature_are_refused(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    with pytest.raises(ScoringError) as raised:
+        frozen(warehouse, tmp_path, DAY_BEFORE_THE_LAST_MATURES, label_is_incremental=True)
+    assert str(raised.value).startswith(
+        "score 'leaving': model 'customer_left' is incremental and has 20 rows that mature only after"
+        f" {DAY_BEFORE_THE_LAST_MATURES}; their label would stay as it is now: either let the model select matured rows"
+        " alone (where matures_on <= today), or build it anew each time (materialized: table)"
+    )
+    assert frozen(warehouse, tmp_path, label_is_incremental=True)["rows"] == some_rows().num_rows
