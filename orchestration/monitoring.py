@@ -10,7 +10,7 @@ import dagster as dg
 from ml.declarations import Score
 from orchestration import warehouse
 from orchestration.checks import refuse_unsound
-from orchestration.project import Paths, replaced
+from orchestration.project import Paths, read_json, replaced
 from orchestration.training import SEED, ScoringError, current_champion, load_card, load_model, training_set_file
 from orchestration.warehouse import Connection
 
@@ -67,9 +67,9 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         order by hash({warehouse.names(score.entity, "features")}, {SEED}), {warehouse.names(score.entity, "features")}
         limit {SAMPLED}
     """
-    frozen = warehouse.literal(str(training_set_file(where.training_sets, score, champion["training_set"])))
+    frozen = training_set_file(where.training_sets, score, champion["training_set"])
     reference_query = f"""
-        select {warehouse.names([*keys, *types])} from read_parquet({frozen})
+        select {warehouse.names([*keys, *types])} from read_parquet({warehouse.literal(str(frozen))})
         where {as_of}::date <= date '{champion["train_to"]}' and matures_on::date <= date '{champion["holdout_from"]}'
         order by hash({warehouse.names(keys)}, {SEED}), {warehouse.names(keys)}
         limit {SAMPLED}
@@ -80,8 +80,14 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     ).hexdigest()
     folder = where.reports / score.name / str(day)
     html, figures = folder / "drift.html", folder / "drift.json"
-    if html.is_file() and figures.is_file() and (known := json.loads(figures.read_bytes()))["of"] == of:
+    known = read_json(figures)
+    if html.is_file() and known.get("of") == of:
         return {"path": html, "day": day, **known, "changed": False}
+    if warehouse.frozen_rows(connection, frozen) is None:
+        raise ScoringError(
+            f"score '{score.name}': {frozen}, from which version {champion['version']} has learned, is missing or"
+            " damaged, so its drift can't be told; bring a copy back. The next champion has a training set of its own"
+        )
 
     import pyarrow as pa
 

@@ -136,6 +136,15 @@ def replaced(file: Path) -> Iterator[Path]:
             staged.replace(file)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file of derived figures says; nothing if it is missing or damaged: it is derived again."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def prepare_manifest(where: Paths) -> Path:
     """The path of the project's manifest.json, parsed by dbt if any file it is made of has changed since.
 

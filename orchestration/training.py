@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from orchestration.project import Paths
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from ml.registry import Card, Model
 
 SEED = 0
@@ -92,7 +93,7 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
     }
     current = versions.current_training_set(connection, score)
     file = training_set_file(folder, score, checksum)
-    if not file.is_file():
+    if warehouse.frozen_rows(connection, file) != rows:
         warehouse.freeze(connection, query, file)
     if current is None or current["training_set"] != checksum:
         versions.record_training_set(connection, score, row)
@@ -173,8 +174,6 @@ def _told(where: Paths, score: Score, version: int) -> Iterator[None]:
 
 def train_version(connection: Connection, score: Score, training_set: str, where: Paths, log: Any) -> dict[str, Any]:
     """Trains a candidate on a frozen training set, saves and records it; gives its row of `ml.model_versions`."""
-    import pyarrow.parquet as pq
-
     from ml import registry, training
 
     told = time.monotonic()
@@ -185,7 +184,7 @@ def train_version(connection: Connection, score: Score, training_set: str, where
             told = time.monotonic()
             log.info(f"training: {done} of at most {most} trees")
 
-    rows = pq.read_table(training_set_file(where.training_sets, score, training_set))
+    rows = _training_rows(training_set_file(where.training_sets, score, training_set), score)
     candidate = training.train(rows, score, seed=SEED, progress=progress)
     champion = versions.champion(connection, score)
     champion_metrics = None
@@ -197,11 +196,8 @@ def train_version(connection: Connection, score: Score, training_set: str, where
         except (EncodingError, DamagedModel) as error:  # it can't score anybody any more: as if there were none
             log.warning(f"version {champion['version']}, the champion, can't be compared with: {error}")
             champion = None
-    newest = versions.newest_version(connection, score)
-    version = newest["version"] + 1 if newest else 1
+    version = _next_version(connection, score, where)
     folder = model_folder(where.models, score, version)
-    # A folder without its row is what a killed run left: the row is written after the folder is whole.
-    shutil.rmtree(folder, ignore_errors=True)
     made = training.make_card(
         candidate, score, version=version, training_set=training_set, trained_at=datetime.now(UTC)
     )
@@ -210,6 +206,31 @@ def train_version(connection: Connection, score: Score, training_set: str, where
     found = versions.newest_version(connection, score)
     assert found is not None, "the version just recorded"
     return found
+
+
+def _training_rows(file: Path, score: Score) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise ScoringError(
+            f"score '{score.name}': its training set {file} can't be read: {error}; remove the file and run again:"
+            " it is frozen anew"
+        ) from None
+
+
+def _next_version(connection: Connection, score: Score, where: Paths) -> int:
+    """One more than any version that the warehouse or the disk knows.
+
+    They differ where the warehouse was removed, or a run was killed between saving a model and recording it. What
+    `registry.save` had half written is no version: it has another name, and is removed by the next save.
+    """
+    newest = versions.newest_version(connection, score)
+    kept = [folder.name for folder in (where.models / score.name).glob("*")]
+    numbers = [int(name) for name in kept if name.isascii() and name.isdigit()]
+    return max([newest["version"] if newest else 0, *numbers]) + 1
 
 
 def is_whole(where: Paths, score: Score, version: dict[str, Any]) -> bool:

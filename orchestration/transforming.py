@@ -24,7 +24,7 @@ from sqlglot.errors import SqlglotError
 from orchestration import warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.lineage import column_lineage
-from orchestration.project import DBT, Paths, replaced
+from orchestration.project import DBT, Paths, read_json, replaced
 from orchestration.warehouse import Connection
 
 # dbt's own folders of earlier invocations (compiled SQL, results) that are kept to look things up in.
@@ -206,7 +206,7 @@ def _lineage(
     macros = [macro["macro_sql"] for macro in manifest["macros"].values() if macro["package_name"] == own]
     checksum = hashlib.sha256(json.dumps([node["checksum"], macros, ids, tables]).encode()).hexdigest()
     kept = where.data / "dbt" / "lineage" / f"{node['unique_id']}.json"
-    if kept.is_file() and (stored := json.loads(kept.read_text()))["of"] == checksum:
+    if (stored := read_json(kept)).get("of") == checksum:
         return stored["lineage"]  # type: ignore[no-any-return]
     compiled = invocation.target_path / "compiled" / own / node["original_file_path"]
     found = column_lineage(compiled.read_text(), manifest["metadata"]["adapter_type"], tables)

@@ -172,3 +172,11 @@ def freeze(connection: Connection, query: str, file: Path) -> None:
     """Writes the rows of a query to a Parquet file, in their order; a file is there whole or not at all."""
     with replaced(file) as staged:
         connection.execute(f"copy ({query}) to {literal(str(staged))} (format parquet, compression zstd)")
+
+
+def frozen_rows(connection: Connection, file: Path) -> int | None:
+    """How many rows a Parquet file holds, by its footer, which is written last; None if it is missing or not whole."""
+    try:
+        return int(one(connection, f"select num_rows from parquet_file_metadata({literal(str(file))})")[0])
+    except duckdb.Error:
+        return None
