@@ -17,12 +17,14 @@ from urllib.parse import unquote
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, get
+from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.spec import Components, Example, Tag
 from litestar.params import Parameter
 from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.answers import PROBLEM, Alive, CustomerAnswer, Problem, Readiness, Scores, ScoreSummary
 from serving.catalogue import Catalogue, Clock
@@ -162,7 +164,7 @@ def create_app(
             finally:
                 pushed.close()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[*api(catalogue), push_handler(pushed), openapi_document, *pages(catalogue, reports)],
         lifespan=[lifespan],
         exception_handlers={HTTPException: _http_problem, Exception: _internal_problem},
@@ -181,6 +183,27 @@ def create_app(
             ],
         ),
     )
+    app.asgi_handler = _answering_head(app.asgi_handler)
+    return app
+
+
+def _answering_head(app: ASGIApp) -> ASGIApp:
+    """The app, which answers HEAD as it does GET, without the body: load balancers ask so, Litestar would refuse."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP or scope["method"] != "HEAD":
+            await app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message["body"] = b""
+            await send(message)
+
+        scope["method"] = "GET"
+        await app(scope, receive, send_head)
+
+    return answer
 
 
 def app_from_environment() -> Litestar:
@@ -206,6 +229,11 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     detail = error.detail
     if error.status_code == 404 and not extra and detail == "Not Found":
         detail = f"Nothing is at {_short(request.scope['path'])}. /docs describes the API, /scores lists the scores."
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        methods = {method.strip() for method in headers.pop("allow", "").split(",")} - {""}
+        headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+        detail = f"{request.method} is not possible at {_short(request.scope['path'])}. Possible: {headers['Allow']}."
     return _problem(
         Problem(
             title=HTTPStatus(error.status_code).phrase,
@@ -215,7 +243,7 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
             known_sources=extra.get("known_sources"),
             errors=extra.get("errors"),
         ),
-        error.headers,
+        headers,
     )
 
 

@@ -146,6 +146,29 @@ def test_every_error_is_a_problem(client: Client, method: str, path: str, status
         assert problem.detail
 
 
+def test_a_method_that_is_not_possible_is_told_those_that_are(client: Client) -> None:
+    for path in ("/scores", "/scores/churn/customers/1", "/"):
+        answer = client.delete(path)
+        assert answer.status_code == 405
+        assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
+        assert answer.json()["detail"] == f"DELETE is not possible at {path}. Possible: GET, HEAD, OPTIONS."
+    assert client.get("/events/orders").headers["allow"] == "OPTIONS, POST"
+
+
+@pytest.mark.parametrize("path", ["/", "/scores", "/health/live", "/health/ready", "/scores/churn/customers/1"])
+def test_head_answers_as_get_without_the_body(root: Path, path: str) -> None:
+    publish(root)
+    with TestClient(create_app(root)) as client:
+        head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.headers) == (200, whole.headers)
+    assert head.content == b"" and whole.content != b""
+
+
+def test_head_tells_a_load_balancer_that_nothing_is_published_yet(client: Client) -> None:
+    assert client.head("/health/ready").status_code == 503
+    assert client.head("/nothing").status_code == 404
+
+
 def test_a_fault_inside_shows_nothing_of_the_inside(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(root)
     monkeypatch.setattr("serving.catalogue.Served.customer", lambda *_: 1 / 0)
@@ -256,10 +279,10 @@ class Server:
         self.process = process
         self.port = port
 
-    def get(self, path: str) -> tuple[int, bytes]:
+    def get(self, path: str, method: str = "GET") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request("GET", path)
+            connection.request(method, path)
             response = connection.getresponse()
             return response.status, response.read()
         finally:
@@ -325,6 +348,11 @@ def test_every_published_id_can_be_asked_for_however_odd(odd_server: Server) -> 
         status, body = odd_server.get("/scores/churn/customers/" + quote(customer_id, safe=""))
         assert status == 200, customer_id
         assert json.loads(body)["customer_id"] == customer_id
+
+
+def test_a_load_balancer_may_ask_with_head(odd_server: Server) -> None:
+    for path in ("/", "/scores", "/health/live", "/health/ready"):
+        assert odd_server.get(path, "HEAD") == (200, b"")
 
 
 @pytest.mark.parametrize(
