@@ -203,14 +203,16 @@ def land(connection: Connection, source: Source, batch: Batch, loaded_at: dateti
         rejected[rule] = rejected.get(rule, 0) + count
     rows = profile.rows + sum(unreadable.values())
     bad_rows = profile.bad_rows + sum(unreadable.values()) + sum(accepted.rejected.values())
-    if bad_rows > math.floor(source.max_rejected * rows):
-        raise LoadError(
-            _too_many(connection, source, batch, rows, bad_rows, rejected, _rejected_rows(judged, bad, faults, batch))
-        )
-    if profile.bad_rows or unreadable:
-        _quarantine(connection, source, batch, _rejected_rows(judged, bad, faults, batch), loaded_at)
-    if accepted.conflicts:
-        _quarantine(connection, source, batch, accepted.conflicts, loaded_at)
+    if bad_rows:
+        found = _rejected_rows(judged, bad, faults, batch)
+        set_aside = f"{found} union all {accepted.conflicts}" if accepted.conflicts else found
+        # What comes again, as within an overlap, is set aside already and counts no more.
+        new = f"select * from ({set_aside}) where (rule, row) not in (select (rule, row) from {quarantine_of(source)})"
+        connection.execute(f"create or replace temp table rejected as {new}")
+        (new_bad_rows,) = warehouse.one(connection, "select count(*) from temp.rejected")
+        if new_bad_rows > math.floor(source.max_rejected * rows):
+            raise LoadError(_too_many(connection, source, batch, rows, new_bad_rows, rejected))
+        _quarantine(connection, source, batch, loaded_at)
     known_at = _known_at(source, is_first, clock)
     landed = _insert(connection, source, batch, accepted, expected, loaded_at, known_at)
     deleted = _sweep(connection, source, batch, expected)
@@ -390,8 +392,9 @@ def _judged(
         elif incoming[column] == kind:
             columns.append(name)
         else:
-            columns.append(f"try_cast({name} as {kind}) as {name}")
-            broken.append(f"{name} is not null and try_cast({name} as {kind}) is null as {_broken(len(faults))}")
+            cast = _cast(name, incoming[column], kind)
+            columns.append(f"{cast} as {name}")
+            broken.append(f"{name} is not null and {cast} is null as {_broken(len(faults))}")
             faults.append(f"{column} is no {kind.lower()}")
     packed = ", ".join(f"{warehouse.name(column)} := {warehouse.name(column)}" for column in incoming)
     typed = f"select {', '.join([*columns, f'struct_pack({packed}) as _row', *broken])} from {relation}"
@@ -399,6 +402,14 @@ def _judged(
         return typed, faults
     checks = [f"coalesce(not ({rule.holds}), false) as {_broken(len(faults) + n)}" for n, rule in enumerate(rules)]
     return f"select *, {', '.join(checks)} from ({typed}) as typed", [*faults, *(rule.name for rule in rules)]
+
+
+def _cast(name: str, given: str, kind: str) -> str:
+    """SQL of a column as another type, null where it can't be one. A time that is written with a zone becomes UTC,
+    where a plain cast to a timestamp would drop the zone."""
+    if _family(given) == "text" and kind.upper() in ("TIMESTAMP", "TIMESTAMP WITHOUT TIME ZONE", "DATETIME"):
+        return f"try_cast(try_cast({name} as timestamptz) as {kind})"
+    return f"try_cast({name} as {kind})"
 
 
 def _broken(place: int) -> str:
@@ -609,9 +620,8 @@ def _too_many(
     rows: int,
     bad_rows: int,
     rejected: Mapping[str, int],
-    query: str,
 ) -> str:
-    examples = connection.execute(f"select rule, row from ({query}) limit {EXAMPLES}").fetchall()
+    examples = connection.execute(f"select rule, row from temp.rejected limit {EXAMPLES}").fetchall()
     by_rule = ", ".join(f"{rule}: {count:,}" for rule, count in sorted(rejected.items(), key=lambda one: -one[1]))
     shown = "".join(f"\n  {rule}: {row[:200]}" for rule, row in examples)
     return (
@@ -621,13 +631,11 @@ def _too_many(
     )
 
 
-def _quarantine(connection: Connection, source: Source, batch: Batch, rejected: str, at: datetime) -> None:
+def _quarantine(connection: Connection, source: Source, batch: Batch, at: datetime) -> None:
     connection.execute(
         f"""
         insert into {quarantine_of(source)} (quarantined_at, batch_id, source, rule, row)
-        select ?, ?, ?, rule, row from ({rejected})
-        -- what comes again, as within an overlap, is set aside already
-        where (rule, row) not in (select (rule, row) from {quarantine_of(source)})
+        select ?, ?, ?, rule, row from temp.rejected
         """,
         [at, batch.id, batch.source],
     )

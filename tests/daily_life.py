@@ -43,10 +43,8 @@ COMPARED = {
     "labels": ["household_lapse_28d", "household_coupon_redemption_28d", "household_spend_28d"],
 }
 ENGINES_OWN = {"_loaded_at", "_batch_id", "_source", "batch_id", "known_from"}
-CLEAN = {
-    "transactions": "greatest(transaction_timestamp, arrived_on::timestamp)",
-    "coupon_redemptions": "greatest(redemption_date, arrived_on::timestamp)",
-}
+# When a fact was known: in history when it happened, since then on the day on which it arrives.
+KNOWN = {"transactions": "transaction_timestamp", "coupon_redemptions": "redemption_date"}
 
 
 class Life(msgspec.Struct, kw_only=True):
@@ -147,7 +145,7 @@ def _live_project(life: Life, is_small: bool) -> None:
         "transactions",
         **{"from": f"{POSTGRES}?table={life.name}.transactions", "overlap": "3 days", "max_rejected": 0.2},
     )
-    load("coupon_redemptions", **{"from": f"{NATS}/{life.name}/{life.name}.redemptions", "max_rejected": 0.9})
+    load("coupon_redemptions", **{"from": f"{NATS}/{life.name}/{life.name}.redemptions", "max_rejected": 1.0})
     load("campaigns", **{"from": "events://campaigns"})
     load("promotions", **{"from": f"{life.folder}/inbox/promotions_*.parquet"})
     for column in tables["campaigns"]["columns"]:
@@ -163,8 +161,11 @@ def _reference_project(life: Life, project: Path, is_small: bool) -> None:
     _copy_project(project, is_small)
     file, declared, tables = _sources(project)
     for table in COMPARED["raw"]:
-        known = CLEAN.get(table)
-        columns = f"* exclude (arrived_on){f', {known} as known_from' if known else ''}"
+        known = KNOWN.get(table)
+        columns = "* exclude (arrived_on)"
+        if known:
+            arrived = f"arrived_on < date '{life.days[0]}'"
+            columns += f", case when {arrived} then {known} else arrived_on::timestamp end as known_from"
         arrived = f"where arrived_on <= date '{life.days[-1]}'"
         to = life.folder / "at_once" / f"{table}.parquet"
         to.parent.mkdir(exist_ok=True)
@@ -288,7 +289,7 @@ def _to_postgres(life: Life, when: str, day: date | None) -> int:
             # A till sends a few lines twice, and a few with what no till can mean.
             cursor.adbc_ingest("transactions", rows.slice(0, 5), **place)
             query = f"""
-                select * exclude (arrived_on) replace (-product_id as product_id, -1 as quantity)
+                select * exclude (arrived_on) replace (-product_id as product_id, -1::bigint as quantity)
                 from {life.clean("transactions")} where {when} limit 3
             """
             cursor.adbc_ingest("transactions", duckdb.sql(query).to_arrow_table(), **place)

@@ -136,6 +136,24 @@ def test_a_column_that_is_called_as_the_engines_own_is_refused(warehouse: Connec
         load(warehouse, source("orders.csv"), tmp_path)
 
 
+def test_a_time_with_a_zone_is_told_in_utc_where_the_column_has_none(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("sent_at\n2024-01-01T10:00:00+02:00\n2024-01-01 10:00:00\n")
+    load(warehouse, source("orders.csv", types={"sent_at": "timestamp"}), tmp_path)
+    assert rows_of(warehouse, "sent_at") == [(datetime(2024, 1, 1, 8),), (datetime(2024, 1, 1, 10),)]
+
+
+def test_bad_rows_that_come_again_are_set_aside_once_and_fail_nothing(warehouse: Connection, tmp_path: Path) -> None:
+    declared = source("*.csv", types={"amount": "integer"}, max_rejected=0.2)
+    (tmp_path / "1.csv").write_text("amount\n" + "1\n" * 8 + "x\ny\n")
+    load(warehouse, declared, tmp_path)
+    (tmp_path / "2.csv").write_text("amount\n1\nx\ny\n")
+    assert load(warehouse, declared, tmp_path).batches[0].bad_rows == 2
+    assert [row["amount"] for _, row in quarantined(warehouse)] == ["x", "y"]
+    (tmp_path / "3.csv").write_text("amount\n1\nx\nz\n")
+    with pytest.raises(LoadError, match=r"1 of 3 rows of 3\.csv are bad"):
+        load(warehouse, declared, tmp_path)
+
+
 def test_ids_in_json_stay_the_text_they_are(warehouse: Connection, tmp_path: Path) -> None:
     ids = ["AAAAAAAA-0000-4000-8000-00000000000B", "99999999999999999991", "1.0", "12:30", "2024-01-01T05:00:00Z"]
     (tmp_path / "orders.jsonl").write_text(lines(*({"order_no": text} for text in ids)) + '{"order_no": 7}\n')

@@ -21,6 +21,9 @@ def sources_of(room: str) -> list[Path]:
 
 
 ENGINES_OWN = {"as_of_date", "known_at", "_known_at", "matures_on", "_loaded_at", "batch_id", "_batch_id", "_source"}
+ENGINES_OWN |= {"schema_name", "table_name", "loaded_at", "source_name", "volume_ratio"}  # of quality.source_metrics
+# Sources that the engine writes itself.
+ENGINES_SCHEMAS = {"quality"}
 # What the sample company deals in.
 NOUNS = ["household", "basket", "coupon", "campaign", "lapse", "spend", "journey", "grocer", "promotion", "demographic"]
 
@@ -34,7 +37,8 @@ def names_of_the_sample() -> set[str]:
             names |= {column["name"] for column in model.get("columns", [])}
         names |= {exposure["name"] for exposure in parsed.get("exposures", [])}
         for source in parsed.get("sources", []):
-            names |= {table["name"] for table in source["tables"]}
+            if source["name"] not in ENGINES_SCHEMAS:
+                names |= {table["name"] for table in source["tables"]}
     return {name for name in names if "_" in name} | set(NOUNS)
 
 
