@@ -18,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models
 
-.PHONY: setup run test check serve ui bench lock format clean help
+.PHONY: setup run test check serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -56,6 +56,9 @@ test: check  ## all of check, and every test
 
 bench: setup  ## every benchmark, quickly (make bench FULL=1 for the stated sizes)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script $(if $(FULL),--full,--quick) || exit 1; done
+
+days: setup  ## the sample company's daily life, from PostgreSQL, NATS, files and the API (make days DAYS=5 HOUSEHOLDS=60)
+	@$(BIN)/python -m tests.daily_life $(if $(DAYS),--days $(DAYS)) $(if $(HOUSEHOLDS),--households $(HOUSEHOLDS))
 
 format: setup  ## let ruff and sqlfluff put code in order
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
