@@ -22,6 +22,7 @@ from packaging.version import Version
 from sqlglot.errors import SqlglotError
 
 from orchestration import warehouse
+from orchestration.built import as_defined, read_built, redefined, write_built
 from orchestration.checks import refuse_unsound
 from orchestration.lineage import column_lineage
 from orchestration.project import DBT, Paths, read_json, replaced
@@ -85,11 +86,13 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
     )
     def dbt_build(context: dg.AssetExecutionContext, dbt: DbtCliResource, config: Build) -> Iterator[Any]:
         refuse_unsound(context)
-        defined = definitions(manifest)
-        built = where.data / "dbt" / "built.json"
-        outdated = redefined(manifest, defined, json.loads(built.read_bytes())) if built.is_file() else []
+        built = as_defined(manifest, read_built(where))
+        selected = context.selected_asset_keys
+        outdated = [unique_id for unique_id in _outdated(manifest, built, where) if keys[unique_id] in selected]
         if outdated:
-            context.log.info(f"building from scratch: {', '.join(outdated)} as now defined differ from what is built")
+            told = ", ".join(manifest["nodes"][unique_id]["name"] for unique_id in outdated)
+            context.log.info(f"building from scratch: {told} as now defined differ from what is built")
+        write_built(where, built)
         arguments = ["build", "--exclude-resource-type", "unit_test"]
         events, failure = [], None
         with warehouse.reserved(where.warehouse), ThreadPoolExecutor() as beside:
@@ -106,6 +109,8 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
                 failure = error
             for imported in importing:
                 imported.result()
+        made = [str(event.metadata["unique_id"].value) for event in events if isinstance(event, dg.Output)]
+        write_built(where, as_defined(manifest, built, made))
         # The warehouse is free again only now: rows and lineage of what was built are read in one go.
         with warehouse.open_warehouse(where.warehouse) as connection:
             for event in events:
@@ -115,49 +120,17 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
         _prune(where)
         if failure is not None:
             raise failure
-        with replaced(built) as staged:
-            staged.write_text(json.dumps(defined))
 
     return dbt_build
 
 
-def definitions(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Model -> checksum of its SQL, its materialization, and the project's own macros that it calls."""
-    own = manifest["metadata"]["project_name"]
-    macros = {unique_id: macro for unique_id, macro in manifest["macros"].items() if macro["package_name"] == own}
-
-    def called(caller: Mapping[str, Any]) -> set[str]:
-        direct = [macros[unique_id] for unique_id in caller["depends_on"]["macros"] if unique_id in macros]
-        return {macro["macro_sql"] for macro in direct}.union(*map(called, direct))
-
-    def checksum(node: Mapping[str, Any]) -> str:
-        made_of = [node["checksum"]["checksum"], node["config"]["materialized"], *sorted(called(node))]
-        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-
-    return {
-        unique_id: checksum(node) for unique_id, node in manifest["nodes"].items() if node["resource_type"] == "model"
-    }
-
-
-def redefined(manifest: Mapping[str, Any], defined: Mapping[str, str], built: Mapping[str, str]) -> list[str]:
-    """The incremental models whose rows were built by another definition, their own or that of a model they read.
-
-    dbt would add new rows to the old ones, and one column would then hold two definitions.
-    """
-    parents = {unique_id: manifest["nodes"][unique_id]["depends_on"]["nodes"] for unique_id in defined}
-
-    def differs(unique_id: str) -> bool:
-        return unique_id in defined and (
-            defined[unique_id] != built.get(unique_id) or any(map(differs, parents[unique_id]))
-        )
-
-    return [
-        manifest["nodes"][unique_id]["name"]
-        for unique_id in defined
-        if manifest["nodes"][unique_id]["config"]["materialized"] == "incremental"
-        and unique_id in built
-        and differs(unique_id)
-    ]
+def _outdated(manifest: Mapping[str, Any], built: Mapping[str, str], where: Paths) -> list[str]:
+    """The incremental models whose table has rows of another definition than theirs."""
+    candidates = [manifest["nodes"][unique_id] for unique_id in redefined(manifest, built)]
+    if not candidates:
+        return []
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        return [node["unique_id"] for node in candidates if warehouse.exists(connection, node["schema"], node["alias"])]
 
 
 def _described(

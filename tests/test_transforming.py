@@ -5,15 +5,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pytest
 from dagster_dbt import DbtCliResource
 
 from ml.declarations import Score
+from orchestration import transforming
+from orchestration.built import as_defined, definitions, redefined
 from orchestration.lineage import column_lineage
-from orchestration.project import DBT, ProjectError, load_project, paths, prepare_manifest
+from orchestration.project import DBT, ProjectError, load_project, paths, prepare_manifest, read_manifest
 from orchestration.publishing import published_key
-from orchestration.transforming import Dbt, definitions, redefined
+from orchestration.transforming import Dbt, dbt_resource, transformed_assets
 from serving.store import customer_key
 from tests.conftest import LOANS
 
@@ -131,14 +134,46 @@ def test_rows_of_another_definition_are_noticed(path: tuple[str, ...], value: st
     for step in path[:-1]:
         place = place[step]
     place[path[-1]] = value
-    assert redefined(manifest, definitions(manifest), built) == built_anew
-    assert redefined(manifest, definitions(manifest), {}) == []  # nothing is built yet
+    assert redefined(manifest, built) == built_anew
+
+
+def test_of_a_model_that_nothing_is_known_of_the_rows_may_be_anyones() -> None:
+    assert redefined(a_manifest(), {}) == ["features", "labels"]
+
+
+@pytest.mark.parametrize(
+    ("made", "known"),
+    [
+        ([], ["labels"]),
+        (["view"], ["labels", "view"]),
+        (["view", "features"], ["features", "labels", "view"]),
+        (["features"], ["labels"]),
+    ],
+    ids=["nothing was built", "the reader was not", "both were", "the reader alone, from the old view"],
+)
+def test_after_a_build_only_what_it_made_of_what_is_sound_counts_as_built(made: list[str], known: list[str]) -> None:
+    built, manifest = definitions(a_manifest()), a_manifest()
+    manifest["nodes"]["view"]["checksum"]["checksum"] = "another"
+    before = as_defined(manifest, built)
+    assert list(before) == ["labels"]  # what a build that is killed leaves
+    assert sorted(as_defined(manifest, before, made)) == known
+
+
+def test_an_ephemeral_model_counts_as_built_with_what_reads_it() -> None:
+    manifest = a_manifest()
+    manifest["nodes"]["view"]["config"]["materialized"] = "ephemeral"
+    built = as_defined(manifest, {}, ["features", "labels"])
+    assert sorted(built) == ["features", "labels", "view"]
+    manifest["nodes"]["view"]["checksum"]["checksum"] = "another"
+    assert redefined(manifest, built) == ["features"]
 
 
 SMALL = {
     "dbt_project.yml": "{name: small, version: 0.1.0, profile: small, vars: {today: 2024-01-01}}",
     "profiles.yml": """
-        small: {target: local, outputs: {local: {type: duckdb, path: "{{ env_var('SCOREHOUSE_DATA') }}/w"}}}
+        small:
+          target: local
+          outputs: {local: {type: duckdb, path: "{{ env_var('SCOREHOUSE_DATA') }}/warehouse.duckdb"}}
     """,
     "models/one.sql": "select 1 as one",
     "models/exposures.yml": "exposures: [{name: first, type: notebook, owner: {email: a@b.example}}]",
@@ -201,3 +236,52 @@ def test_a_data_folder_that_is_a_file_is_told(small: Path, tmp_path: Path, monke
     monkeypatch.setenv("SCOREHOUSE_DATA", str(tmp_path / "file"))
     with pytest.raises(ProjectError, match=r"file: can't be written to .*; set SCOREHOUSE_DATA"):
         paths()
+
+
+KEPT = """
+{{ config(materialized='incremental') }}
+select 1 as id, '%s' as label {%% if is_incremental() %%} where false {%% endif %%}
+"""
+
+
+class Killed(BaseException):
+    """What a process that is killed comes to, for those that go on."""
+
+
+class KilledAtTheEnd(Dbt):
+    """The dbt command line in a process that does not outlive it."""
+
+    def cli(self, *args: Any, **kwargs: Any) -> Any:
+        super().cli(*args, **kwargs).wait()
+        raise Killed
+
+
+def test_rows_of_an_sql_that_a_failed_or_killed_build_left_are_built_anew(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforming, "IMPORTED_LATER", ())
+    model, failing = small / "models" / "kept.sql", small / "tests" / "fails.sql"
+    failing.parent.mkdir()
+
+    def build(label: str, dbt: type[Dbt] = Dbt) -> tuple[bool, str]:
+        """Whether it succeeded, and what the table has then."""
+        model.write_text(KEPT % label)
+        where = paths()
+        assets = transformed_assets(read_manifest(prepare_manifest(where)), where)
+        resource = dbt_resource(where)
+        resource = dbt(**{name: getattr(resource, name) for name in ("project_dir", "dbt_executable")})
+        try:
+            succeeded = dg.materialize([assets], resources={"dbt": resource}, raise_on_error=False).success
+        except Killed:
+            succeeded = False
+        with duckdb.connect(str(where.warehouse)) as connection:
+            (row,) = connection.execute("select label from main.kept").fetchall()
+        return succeeded, row[0]
+
+    assert build("right") == (True, "right")
+    failing.write_text("select * from {{ ref('one') }}")
+    assert build("wrong") == (False, "wrong")
+    failing.unlink()
+    assert build("right") == (True, "right")
+    assert build("wrong", KilledAtTheEnd) == (False, "wrong")
+    assert build("right") == (True, "right")

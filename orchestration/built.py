@@ -1,0 +1,79 @@
+"""By which definition the rows of each dbt model were built: rows of two definitions never stand in one table.
+
+An incremental model adds new rows to the old ones. If its SQL has changed since, or that of a model it reads, it is to
+be built from scratch. What is known of this must not run ahead of the tables, nor behind, however a build ends: before
+it, all that it may change is struck out, and after it what it has built is entered.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestration.project import Paths, read_json, replaced
+
+Definitions = Mapping[str, str]  # unique_id of a model -> checksum
+
+
+def _file(where: Paths) -> Path:
+    return where.data / "dbt" / "built.json"
+
+
+def read_built(where: Paths) -> Definitions:
+    """By which definition each model was built, as far as that is known."""
+    return read_json(_file(where))
+
+
+def write_built(where: Paths, built: Definitions) -> None:
+    with replaced(_file(where)) as staged:
+        staged.write_text(json.dumps(built))
+
+
+def definitions(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Model -> checksum of its SQL, its materialization, and the project's own macros that it calls."""
+    own = manifest["metadata"]["project_name"]
+    macros = {unique_id: macro for unique_id, macro in manifest["macros"].items() if macro["package_name"] == own}
+
+    def called(caller: Mapping[str, Any]) -> set[str]:
+        direct = [macros[unique_id] for unique_id in caller["depends_on"]["macros"] if unique_id in macros]
+        return {macro["macro_sql"] for macro in direct}.union(*map(called, direct))
+
+    def checksum(node: Mapping[str, Any]) -> str:
+        made_of = [node["checksum"]["checksum"], node["config"]["materialized"], *sorted(called(node))]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    return {
+        unique_id: checksum(node) for unique_id, node in manifest["nodes"].items() if node["resource_type"] == "model"
+    }
+
+
+def as_defined(manifest: Mapping[str, Any], built: Definitions, made: Iterable[str] = ()) -> dict[str, str]:
+    """The models that are built as they are now defined, and so is every model they read.
+
+    `made` are those that have just been built. One whose parents are not as defined was made from other rows, so it is
+    none of them. An ephemeral model has no rows: it goes with those that read it.
+    """
+    defined, just_made = definitions(manifest), set(made)
+    if just_made:
+        just_made |= {one for one in defined if manifest["nodes"][one]["config"]["materialized"] == "ephemeral"}
+
+    @functools.cache
+    def holds(unique_id: str) -> bool:
+        if unique_id not in defined:  # a source or a seed
+            return True
+        is_built = unique_id in just_made or built.get(unique_id) == defined[unique_id]
+        return is_built and all(map(holds, manifest["nodes"][unique_id]["depends_on"]["nodes"]))
+
+    return {unique_id: checksum for unique_id, checksum in defined.items() if holds(unique_id)}
+
+
+def redefined(manifest: Mapping[str, Any], built: Definitions) -> list[str]:
+    """The incremental models that are not `as_defined`: what is in their tables is of another definition."""
+    holding = as_defined(manifest, built)
+    return [
+        unique_id
+        for unique_id in definitions(manifest)
+        if manifest["nodes"][unique_id]["config"]["materialized"] == "incremental" and unique_id not in holding
+    ]
