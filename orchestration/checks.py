@@ -20,13 +20,15 @@ def refuse_unsound(context: dg.AssetExecutionContext) -> None:
     """Raises `Unsound` if a check failed, the last time it was evaluated, on an asset that the selected ones come from.
 
     In a run of everything the checks of what is upstream have just been evaluated. In a run of a part they have not,
-    and Dagster would make it from whatever is there. Checks of severity warn stop nothing.
+    and Dagster would make it from whatever is there. Checks of severity warn stop nothing, nor do those that the step
+    is about to evaluate itself, as dbt does with the tests of sources: mended data could never pass them.
     """
     job_graph = context.job_def.asset_layer.asset_graph
     graph = getattr(job_graph, "source_asset_graph", job_graph)
     selected = set(context.selected_asset_keys)
     upstream = {ancestor for key in selected for ancestor in graph.get_ancestor_asset_keys(key)} - selected
-    checks = [key for key in graph.get_check_keys_for_assets(upstream) if key.name not in NOT_OF_DATA]
+    own = context.selected_asset_check_keys
+    checks = [key for key in graph.get_check_keys_for_assets(upstream) - own if key.name not in NOT_OF_DATA]
     latest = context.instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
     failed = sorted(key.to_user_string() for key, record in latest.items() if _failed(context.instance, key, record))
     if failed:

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ml.declarations import DeclarationError, Project
-from orchestration.instance import alive, open_instance
+from orchestration.instance import alive, give_slots_back, open_instance, turn
 from orchestration.project import REPOSITORY, Paths, ProjectError, claim_data, load_project, paths
 from orchestration.warehouse import WarehouseError
 from serving import store
@@ -149,10 +149,13 @@ def full_log(folder: Path) -> Iterator[tuple[Path, TextIO]]:
             os.close(errors)
 
 
-def reasons_of_dbt(where: Paths) -> list[tuple[str, str]]:
-    """The nodes that failed in dbt's last invocation, each with why in dbt's words, and where its SQL is."""
+def reasons_of_dbt(where: Paths, since: float) -> list[tuple[str, str]]:
+    """The nodes that failed in dbt's last invocation, each with why in dbt's words, and where its SQL is.
+
+    None if there was no invocation `since` then (seconds since 1970): the step may have failed before it.
+    """
     results = sorted(where.dbt_target.glob("dbt_build-*/run_results.json"), key=lambda file: file.stat().st_mtime)
-    if not results:
+    if not results or results[-1].stat().st_mtime < since:
         return []
     failed = [
         result for result in json.loads(results[-1].read_bytes())["results"] if result["status"] in ("error", "fail")
@@ -239,7 +242,7 @@ def run(full_refresh: bool = False) -> int:
 
 
 def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
-    started, display = time.monotonic(), Display(console)
+    started, since, display = time.monotonic(), time.time(), Display(console)
     with display.progress:
         with ThreadPoolExecutor() as beside:
             # dbt parses in a process of its own: time enough for this one's imports.
@@ -249,22 +252,30 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
             importing.result()
         from orchestration.definitions import define
 
-        job = define(where).resolve_job_def("everything")
-        instance = open_instance(where)
-        display.progress.update(display.task, total=len(set(job.asset_layer.executable_asset_keys)))
-        run_id = str(uuid.uuid4())
-        instance.add_event_listener(run_id, display)
-        config = {"ops": {"dbt_build": {"config": {"full_refresh": full_refresh}}}}
-        with alive(where, run_id):
-            result = job.execute_in_process(
-                instance=instance, run_id=run_id, raise_on_error=False, tags=BY, run_config=config
-            )
+        run_id, asked = str(uuid.uuid4()), time.monotonic()
+
+        def waits(whose: str) -> None:
+            console.print(f"waiting for {whose}, which works on the same data", highlight=False, soft_wrap=True)
+            display.progress.update(display.task, description="waiting for another run")
+
+        with turn(where, "make run", waits):
+            started += time.monotonic() - asked
+            job = define(where).resolve_job_def("everything")
+            instance = open_instance(where)
+            give_slots_back(instance, where, run_id)
+            display.progress.update(display.task, total=len(set(job.asset_layer.executable_asset_keys)))
+            instance.add_event_listener(run_id, display)
+            config = {"ops": {"dbt_build": {"config": {"full_refresh": full_refresh}}}}
+            with alive(where, run_id):
+                result = job.execute_in_process(
+                    instance=instance, run_id=run_id, raise_on_error=False, tags=BY, run_config=config
+                )
     seconds = time.monotonic() - started
     if display.failures or not result.success:
         # A cause that several steps share is told once.
         alike: dict[str, list[str]] = {}
         for step, reason in display.failures:
-            reasons = reasons_of_dbt(where) if step == "dbt_build" else []
+            reasons = reasons_of_dbt(where, since) if step == "dbt_build" else []
             for thing, why in reasons or [(step, reason)]:
                 alike.setdefault(why, []).append(thing)
         for why, (thing, *others) in alike.items():

@@ -284,6 +284,20 @@ def test_a_failing_data_test_stops_what_is_downstream(loans_run: Run, tmp_path: 
     assert run.again().code == 0
 
 
+def test_a_source_whose_test_failed_is_built_on_again_once_its_data_is_mended(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    file = run.project / "data" / "transactions_2024.parquet"
+    whole = file.read_bytes()
+    duckdb.execute(f"copy (select * replace ('bribe' as kind) from '{file}') to '{tmp_path / 'other.parquet'}'")
+    shutil.copy(tmp_path / "other.parquet", file)
+    failed = run.again()
+    assert failed.code == 1
+    assert "source_accepted_values_bank_transactions_kind" in failed.printed
+    file.write_bytes(whole)
+    mended = run.again()
+    assert mended.code == 0, mended.printed
+
+
 def materialize(run: Run, key: str) -> subprocess.CompletedProcess[str]:
     """One asset alone, as the UI's button does it."""
     return subprocess.run(
