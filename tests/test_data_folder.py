@@ -8,7 +8,6 @@ import pytest
 
 from ml.declarations import Project
 from orchestration.project import Paths, ProjectError, claim_data
-from orchestration.run import reasons_of_dbt
 from tests.conftest import LOANS, REPOSITORY, environment_of
 from tests.sample_generations import publish
 from tests.small_data import a_score
@@ -76,14 +75,3 @@ def test_run_and_ui_refuse_anothers_folder_and_check_reads_it(tmp_path: Path) ->
         assert code == 1
         assert refusal in printed
     assert not (data / "warehouse.duckdb").exists() and not (data / "dagster").exists()
-
-
-def test_what_dbt_said_in_an_earlier_run_does_not_explain_this_one(where: Paths) -> None:
-    results = where.dbt_target / "dbt_build-1" / "run_results.json"
-    results.parent.mkdir(parents=True)
-    results.write_text(
-        '{"results": [{"status": "fail", "message": "Got 1 result", "unique_id": "test.shop.unique.1"}]}'
-    )
-    written = results.stat().st_mtime
-    assert [thing for thing, _ in reasons_of_dbt(where, since=written - 1)] == ["shop.unique.1"]
-    assert reasons_of_dbt(where, since=written + 1) == []
