@@ -67,12 +67,12 @@ class Life(msgspec.Struct, kw_only=True):
         return f"read_parquet('{self.folder}/clean/{table}.parquet')"
 
 
-def begin(folder: Path, days: int, households: int | None = None) -> Life:
+def begin(folder: Path, days: int, households: int | None = None, first: date = FIRST_DAY) -> Life:
     """Makes the clean facts, each with the day of its arrival, and a dbt project that reads them as they arrive."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    dates = [FIRST_DAY + timedelta(days=n) for n in range(days)]
+    dates = [first + timedelta(days=n) for n in range(days)]
     life = Life(folder=folder, days=dates, name=f"life_{secrets.token_hex(4)}", port=port)
     (folder / "clean").mkdir(parents=True)
     _make_clean(life, households)
