@@ -1,13 +1,17 @@
-"""The Dagster instance under the data folder, which `make run` and `make ui` share, and which of its runs live."""
+"""The Dagster instance under the data folder, which `make run` and `make ui` share, which of its runs live, and whose
+turn it is."""
 
 import fcntl
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import raise_execution_interrupts
 from sqlalchemy.exc import DatabaseError
 
 from orchestration.project import REPOSITORY, Paths, ProjectError, exclusively
@@ -55,6 +59,40 @@ def alive(where: Paths, run_id: str) -> Iterator[None]:
     file.unlink(missing_ok=True)
 
 
+@contextmanager
+def turn(where: Paths, who: str, waits: Callable[[str], None]) -> Iterator[None]:
+    """Lets one run at a time work on the data folder; `waits` is told whose run is waited for, and since when it runs.
+
+    Dagster's pools would queue the steps of two runs too, but a run that is killed keeps its slot there. This lock the
+    kernel frees when its process ends, however it ends, and waiting for it can be interrupted and costs nothing.
+    """
+    with (where.data / "run.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            waits(lock.read() or "another run")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"{who}, process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
+        lock.flush()
+        yield
+
+
+def give_slots_back(instance: dg.DagsterInstance, where: Paths, run_id: str) -> None:
+    """Clears away what dead runs hold. To be called by the run whose turn it is: every slot of another is a dead one's.
+
+    Some have no lock to tell them by, such as those of Dagster's own commands.
+    """
+    with exclusively(where.data / "dagster.lock"):
+        _bury_the_dead(instance, where)
+    storage = instance.event_log_storage
+    for pool in storage.get_concurrency_keys():
+        held = storage.get_concurrency_info(pool)
+        for other in (held.active_run_ids | held.pending_run_ids) - {run_id}:
+            storage.free_concurrency_slots_for_run(other)
+
+
 def _alive_file(where: Paths, run_id: str) -> Path:
     return where.dagster_home / "alive" / run_id
 
@@ -82,7 +120,15 @@ class _InProcess(dg.Executor):
         return self._executor.retries
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
-        with alive(self._where, plan_context.run_id):
+        run_id, instance = plan_context.run_id, plan_context.instance
+
+        def waits(whose: str) -> None:
+            plan_context.log.info(f"waiting for {whose}, which works on the same data")
+
+        with alive(self._where, run_id), ExitStack() as ours:
+            with raise_execution_interrupts():  # Dagster would let nobody stop a run that waits
+                ours.enter_context(turn(self._where, f"run {run_id[:8]} of make ui", waits))
+            give_slots_back(instance, self._where, run_id)
             yield from self._executor.execute(plan_context, execution_plan)
 
 

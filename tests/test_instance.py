@@ -1,17 +1,25 @@
 """Which runs of the Dagster instance live, and what becomes of those that do not."""
 
+import re
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from orchestration.instance import STARTING, open_instance
+from orchestration.instance import STARTING, in_process_executor, open_instance
 from orchestration.project import Paths, ProjectError, paths
-from tests.conftest import LOANS, REPOSITORY
+from tests.conftest import LOANS, REPOSITORY, environment_of
+
+Holding = Callable[[str], subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -46,24 +54,45 @@ def status(where: Paths, run_id: str) -> dg.DagsterRunStatus:
 
 HOLD = """
 import sys
-from orchestration.instance import alive
+from orchestration.instance import alive, turn
 from orchestration.project import paths
-with alive(paths(), sys.argv[1]):
+with turn(paths(), "make run", lambda whose: print(f"waits for {whose}", flush=True)), alive(paths(), sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_run_lives_as_long_as_its_process_and_gives_its_slot_back_when_that_was_killed(where: Paths) -> None:
+@pytest.fixture
+def holding() -> Iterator[Holding]:
+    """Starts processes that work on a run, until each is killed or its input ends."""
+    with ExitStack() as all_of_them:
+
+        def start(run_id: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", HOLD, run_id]
+            process = subprocess.Popen(
+                command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            all_of_them.callback(process.communicate)
+            return process
+
+        yield start
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_run_lives_as_long_as_its_process_and_gives_its_slot_back_when_that_was_killed(
+    where: Paths, holding: Holding
+) -> None:
     with open_instance(where) as instance:
         run_id = started(instance)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, run_id], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    holder = holding(run_id)
+    assert said(holder) == "held"
     assert status(where, run_id) == dg.DagsterRunStatus.STARTED
     holder.kill()
-    holder.communicate()
+    holder.wait()
     assert status(where, run_id) == dg.DagsterRunStatus.FAILURE
     with open_instance(where) as instance:
         assert instance.event_log_storage.claim_concurrency_slot("warehouse", "another run", "step").is_claimed
@@ -80,6 +109,62 @@ def test_a_run_without_a_process_is_given_a_minute(
     with open_instance(where) as instance:
         run_id = started(instance, seconds_ago)
     assert status(where, run_id) == found
+
+
+def test_a_run_waits_for_the_one_before_by_name_and_goes_on_when_that_is_killed(where: Paths, holding: Holding) -> None:
+    first = holding("first")
+    assert said(first) == "held"
+    second = holding("second")
+    assert re.fullmatch(rf"waits for make run, process {first.pid}, since [\d-]+ [\d:]+", said(second))
+    first.kill()
+    assert said(second) == "held"
+
+
+@dg.op(pool="warehouse")
+def work() -> None: ...
+
+
+def of_the_ui() -> dg.JobDefinition:
+    return dg.GraphDefinition(name="everything", node_defs=[work]).to_job(executor_def=in_process_executor(paths()))
+
+
+def test_a_run_of_the_ui_waits_too_and_takes_the_slot_of_the_one_that_was_killed(
+    where: Paths, holding: Holding
+) -> None:
+    with open_instance(where) as instance:
+        run_id = started(instance)
+        holder = holding(run_id)
+        assert said(holder) == "held"
+        with ThreadPoolExecutor() as beside:
+            running = beside.submit(dg.execute_job, dg.reconstructable(of_the_ui), instance)
+
+            def log() -> str:
+                runs = [run.run_id for run in instance.get_runs() if run.run_id != run_id]
+                return " ".join(entry.user_message for run in runs for entry in instance.all_logs(run))
+
+            while not running.done() and f"waiting for make run, process {holder.pid}" not in log():
+                time.sleep(0.1)
+            assert not running.done()
+            holder.kill()
+            assert running.result().success
+
+
+def test_ctrl_c_ends_a_run_that_waits(where: Paths, tmp_path: Path, holding: Holding) -> None:
+    holder = holding("first")
+    assert said(holder) == "held"
+    (tmp_path / "home").mkdir()
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "orchestration.run"],
+        cwd=REPOSITORY,
+        env=environment_of(where.project, where.data, tmp_path / "home"),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert said(waiting).startswith("Scorehouse: loans")
+    assert said(waiting).startswith(f"waiting for make run, process {holder.pid}, since ")
+    waiting.send_signal(signal.SIGINT)
+    printed, _ = waiting.communicate()
+    assert (waiting.returncode, printed.partition(":")[0]) == (130, "stopped")
 
 
 def test_a_damaged_storage_is_told_with_what_to_do(where: Paths) -> None:
