@@ -1,8 +1,9 @@
 """By which definition the rows of each dbt model were built: rows of two definitions never stand in one table.
 
-An incremental model adds new rows to the old ones. If its SQL has changed since, or that of a model it reads, it is to
-be built from scratch. What is known of this must not run ahead of the tables, nor behind, however a build ends: before
-it, all that it may change is struck out, and after it what it has built is entered.
+An incremental model adds new rows to the old ones. If its SQL has changed since, or that of a model it reads, or a
+source that it comes from has lost rows, it is to be built from scratch. What is known of this must not run ahead of the
+tables, nor behind, however a build ends: before it, all that it may change is struck out, and after it what it has built
+is entered.
 """
 
 import functools
@@ -49,31 +50,39 @@ def definitions(manifest: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def as_defined(manifest: Mapping[str, Any], built: Definitions, made: Iterable[str] = ()) -> dict[str, str]:
+def as_defined(
+    manifest: Mapping[str, Any], built: Definitions, made: Iterable[str] = (), shrunk: Definitions | None = None
+) -> dict[str, str]:
     """The models that are built as they are now defined, and so is every model they read.
 
     `made` are those that have just been built. One whose parents are not as defined was made from other rows, so it is
-    none of them. An ephemeral model has no rows: it goes with those that read it.
+    none of them. An ephemeral model has no rows: it goes with those that read it. `shrunk` has the sources that have
+    lost rows, each with a mark of the last time; they are as defined once all that reads them has been made since.
     """
-    defined, just_made = definitions(manifest), set(made)
+    defined, just_made = {**definitions(manifest), **(shrunk or {})}, set(made)
     if just_made:
-        just_made |= {one for one in defined if manifest["nodes"][one]["config"]["materialized"] == "ephemeral"}
+        just_made |= {one for one in definitions(manifest) if _materialized(manifest, one) == "ephemeral"}
 
     @functools.cache
     def holds(unique_id: str) -> bool:
-        if unique_id not in defined:  # a source or a seed
+        if unique_id not in defined:  # a seed, or a source that has lost nothing
             return True
         is_built = unique_id in just_made or built.get(unique_id) == defined[unique_id]
-        return is_built and all(map(holds, manifest["nodes"][unique_id]["depends_on"]["nodes"]))
+        parents = [] if unique_id in (shrunk or {}) else manifest["nodes"][unique_id]["depends_on"]["nodes"]
+        return is_built and all(map(holds, parents))
 
     return {unique_id: checksum for unique_id, checksum in defined.items() if holds(unique_id)}
 
 
-def redefined(manifest: Mapping[str, Any], built: Definitions) -> list[str]:
+def redefined(manifest: Mapping[str, Any], built: Definitions, shrunk: Definitions | None = None) -> list[str]:
     """The incremental models that are not `as_defined`: what is in their tables is of another definition."""
-    holding = as_defined(manifest, built)
+    holding = as_defined(manifest, built, shrunk=shrunk)
     return [
         unique_id
         for unique_id in definitions(manifest)
-        if manifest["nodes"][unique_id]["config"]["materialized"] == "incremental" and unique_id not in holding
+        if _materialized(manifest, unique_id) == "incremental" and unique_id not in holding
     ]
+
+
+def _materialized(manifest: Mapping[str, Any], unique_id: str) -> str:
+    return str(manifest["nodes"][unique_id]["config"]["materialized"])

@@ -24,6 +24,7 @@ from sqlglot.errors import SqlglotError
 from orchestration import warehouse
 from orchestration.built import as_defined, read_built, redefined, write_built
 from orchestration.checks import refuse_unsound
+from orchestration.landing import create_tables
 from orchestration.lineage import column_lineage
 from orchestration.project import DBT, Paths, read_json, replaced
 from orchestration.warehouse import Connection
@@ -86,12 +87,13 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
     )
     def dbt_build(context: dg.AssetExecutionContext, dbt: DbtCliResource, config: Build) -> Iterator[Any]:
         refuse_unsound(context)
-        built = as_defined(manifest, read_built(where))
+        shrunk = _shrunk(manifest, where)
+        built = as_defined(manifest, read_built(where), shrunk=shrunk)
         selected = context.selected_asset_keys
-        outdated = [unique_id for unique_id in _outdated(manifest, built, where) if keys[unique_id] in selected]
+        outdated = [unique_id for unique_id in _outdated(manifest, built, shrunk, where) if keys[unique_id] in selected]
         if outdated:
             told = ", ".join(manifest["nodes"][unique_id]["name"] for unique_id in outdated)
-            context.log.info(f"building from scratch: {told} as now defined differ from what is built")
+            context.log.info(f"building from scratch: {told} as now defined, and from what there is now, differ")
         write_built(where, built)
         arguments = ["build", "--exclude-resource-type", "unit_test"]
         events, failure = [], None
@@ -110,7 +112,9 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
             for imported in importing:
                 imported.result()
         made = [str(event.metadata["unique_id"].value) for event in events if isinstance(event, dg.Output)]
-        write_built(where, as_defined(manifest, built, made))
+        if failure is None and not context.is_subset:
+            made += shrunk
+        write_built(where, as_defined(manifest, built, made, shrunk))
         # The warehouse is free again only now: rows and lineage of what was built are read in one go.
         with warehouse.open_warehouse(where.warehouse) as connection:
             for event in events:
@@ -124,9 +128,29 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
     return dbt_build
 
 
-def _outdated(manifest: Mapping[str, Any], built: Mapping[str, str], where: Paths) -> list[str]:
+def _shrunk(manifest: Mapping[str, Any], where: Paths) -> dict[str, str]:
+    """The sources whose raw table has lost rows that were gone at their origin -> when it did last."""
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        create_tables(connection)
+        found = connection.execute(
+            """
+            select schema_name, table_name, max(loaded_at)::varchar from quality.source_metrics
+            where deleted > 0 group by 1, 2
+            """
+        ).fetchall()
+    last = {(schema, table): when for schema, table, when in found}
+    return {
+        source["unique_id"]: last[source["schema"], source["identifier"]]
+        for source in manifest["sources"].values()
+        if (source["schema"], source["identifier"]) in last
+    }
+
+
+def _outdated(
+    manifest: Mapping[str, Any], built: Mapping[str, str], shrunk: Mapping[str, str], where: Paths
+) -> list[str]:
     """The incremental models whose table has rows of another definition than theirs."""
-    candidates = [manifest["nodes"][unique_id] for unique_id in redefined(manifest, built)]
+    candidates = [manifest["nodes"][unique_id] for unique_id in redefined(manifest, built, shrunk)]
     if not candidates:
         return []
     with warehouse.open_warehouse(where.warehouse) as connection:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ml.declarations import Score
 from orchestration import transforming
 from orchestration.built import as_defined, definitions, redefined
 from orchestration.lineage import column_lineage
-from orchestration.project import DBT, ProjectError, load_project, paths, prepare_manifest, read_manifest
+from orchestration.project import DBT, Paths, ProjectError, load_project, paths, prepare_manifest, read_manifest
 from orchestration.publishing import published_key
 from orchestration.transforming import Dbt, dbt_resource, transformed_assets
+from orchestration.warehouse import open_warehouse
 from serving.store import customer_key
 from tests.conftest import LOANS
 
@@ -166,6 +168,40 @@ def test_an_ephemeral_model_counts_as_built_with_what_reads_it() -> None:
     assert sorted(built) == ["features", "labels", "view"]
     manifest["nodes"]["view"]["checksum"]["checksum"] = "another"
     assert redefined(manifest, built) == ["features"]
+
+
+def test_where_a_source_has_lost_rows_what_comes_from_it_is_built_from_scratch_once() -> None:
+    manifest, lost = a_manifest(), {"source": "2024-05-01"}
+    built = as_defined(manifest, {}, ["view", "features", "labels"])
+    assert redefined(manifest, built, lost) == ["features", "labels"]
+    before = as_defined(manifest, built, shrunk=lost)
+    assert before == {}  # what a build that is killed leaves
+    assert as_defined(manifest, before, ["view", "features"], lost) == {}  # one of a part does not count
+    after = as_defined(manifest, before, ["view", "features", "labels", "source"], lost)
+    assert redefined(manifest, after, lost) == []
+    assert redefined(manifest, after, {"source": "2024-05-02"}) == ["features", "labels"]
+
+
+def test_a_source_that_a_sweep_has_taken_rows_from_is_known_by_the_last_time(tmp_path: Path) -> None:
+    where = Paths(project=tmp_path, data=tmp_path)
+    manifest = {
+        "sources": {
+            "a": {"unique_id": "a", "schema": "raw", "identifier": "orders"},
+            "b": {"unique_id": "b", "schema": "raw", "identifier": "visits"},
+        }
+    }
+    assert transforming._shrunk(manifest, where) == {}
+    with open_warehouse(where.warehouse) as connection:
+        for day, deleted in ((1, 3), (2, 5), (3, 0)):
+            row = {
+                "schema_name": "raw",
+                "table_name": "orders",
+                "deleted": deleted,
+                "loaded_at": datetime(2024, 5, day, tzinfo=UTC),
+            }
+            connection.execute("insert into quality.source_metrics by name select unnest(?)", [row])
+    assert list(transforming._shrunk(manifest, where)) == ["a"]
+    assert transforming._shrunk(manifest, where)["a"].startswith("2024-05-02")
 
 
 SMALL = {
