@@ -1,9 +1,9 @@
 """By which definition the rows of each dbt model were built: rows of two definitions never stand in one table.
 
 An incremental model adds new rows to the old ones. If its SQL has changed since, or that of a model it reads, or a
-source that it comes from has lost rows, it is to be built from scratch. What is known of this must not run ahead of the
-tables, nor behind, however a build ends: before it, all that it may change is struck out, and after it what it has built
-is entered.
+source that it comes from has lost rows, it is to be built from scratch. What is known of this must not run ahead of
+the tables, nor behind, however a build ends: before it, all that it may change is struck out, and after it what it has
+built is entered.
 """
 
 import functools

@@ -129,8 +129,8 @@ def _refuse_frozen_labels(connection: Connection, score: Score, today: date) -> 
         raise ScoringError(
             f"score '{score.name}': model '{score.label}' is incremental and has {immature} rows that mature only after"
             f" {today}; their label would stay as it is now: either let the model select matured rows alone"
-            " (where matures_on <= today), or build it anew each time (materialized: table); where it does and the clock"
-            " was set back, make run FULL_REFRESH=1"
+            " (where matures_on <= today), or build it anew each time (materialized: table); where it does and the"
+            " clock was set back, make run FULL_REFRESH=1"
         )
 
 
