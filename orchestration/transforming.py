@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,7 +27,7 @@ from orchestration.built import as_defined, read_built, redefined, write_built
 from orchestration.checks import refuse_unsound
 from orchestration.landing import create_tables
 from orchestration.lineage import column_lineage
-from orchestration.project import DBT, Paths, read_json, replaced
+from orchestration.project import Paths, read_json, replaced
 from orchestration.warehouse import Connection
 
 # dbt's own folders of earlier invocations (compiled SQL, results) that are kept to look things up in.
@@ -57,7 +58,11 @@ class Dbt(DbtCliResource):
 
 
 def dbt_resource(where: Paths) -> DbtCliResource:
-    return Dbt(project_dir=_dbt_project(where), dbt_executable=str(DBT))  # type: ignore[arg-type]
+    return Dbt(
+        project_dir=_dbt_project(where),  # type: ignore[arg-type]
+        dbt_executable=sys.executable,
+        global_config_flags=["-P", "-m", "orchestration.running_dbt"],
+    )
 
 
 def _dbt_project(where: Paths) -> DbtProject:
@@ -97,7 +102,7 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
         write_built(where, built)
         arguments = ["build", "--exclude-resource-type", "unit_test"]
         events, failure = [], None
-        with warehouse.reserved(where.warehouse), ThreadPoolExecutor() as beside:
+        with ThreadPoolExecutor() as beside:
             # dbt works in a process of its own: time enough for what the scores' steps are going to import.
             importing = [beside.submit(importlib.import_module, module) for module in IMPORTED_LATER]
             invocation = dbt.cli(

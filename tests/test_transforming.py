@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from orchestration.publishing import published_key
 from orchestration.transforming import Dbt, dbt_resource, transformed_assets
 from orchestration.warehouse import open_warehouse
 from serving.store import customer_key
-from tests.conftest import LOANS
+from tests.conftest import LOANS, REPOSITORY
 
 TABLES = {
     "raw.orders": {"customer_id": "BIGINT", "amount": "DOUBLE", "placed_at": "TIMESTAMP"},
@@ -35,8 +37,9 @@ def test_a_dbt_invocation_neither_asks_for_its_version_nor_loads_an_adapter_here
     """Both are private to dagster-dbt: another version may call them otherwise, which would lock the warehouse."""
     assert {"_cli_version", "_initialize_dbt_core_adapter"} <= set(dir(DbtCliResource))
     monkeypatch.setenv("SCOREHOUSE_DATA", str(tmp_path))
-    dbt = Dbt(project_dir=str(LOANS), profiles_dir=str(LOANS), dbt_executable=str(DBT))
-    invocation = dbt.cli(["parse", "--quiet"], target_path=tmp_path / "target")
+    monkeypatch.setenv("SCOREHOUSE_PROJECT", str(LOANS))
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    invocation = dbt_resource(paths()).cli(["parse", "--quiet"], target_path=tmp_path / "target")
     invocation.wait()
     assert invocation.is_successful()
     assert invocation.adapter is None
@@ -280,6 +283,9 @@ select 1 as id, '%s' as label {%% if is_incremental() %%} where false {%% endif 
 """
 
 
+OURS = ("project_dir", "dbt_executable", "global_config_flags")
+
+
 class Killed(BaseException):
     """What a process that is killed comes to, for those that go on."""
 
@@ -305,7 +311,7 @@ def test_rows_of_an_sql_that_a_failed_or_killed_build_left_are_built_anew(
         where = paths()
         assets = transformed_assets(read_manifest(prepare_manifest(where)), where)
         resource = dbt_resource(where)
-        resource = dbt(**{name: getattr(resource, name) for name in ("project_dir", "dbt_executable")})
+        resource = dbt(**{name: getattr(resource, name) for name in OURS})
         try:
             succeeded = dg.materialize([assets], resources={"dbt": resource}, raise_on_error=False).success
         except Killed:
@@ -321,3 +327,32 @@ def test_rows_of_an_sql_that_a_failed_or_killed_build_left_are_built_anew(
     assert build("right") == (True, "right")
     assert build("wrong", KilledAtTheEnd) == (False, "wrong")
     assert build("right") == (True, "right")
+
+
+PARENT = """
+from orchestration.project import paths
+from orchestration.transforming import dbt_resource
+dbt_resource(paths()).cli(["run"]).wait()
+"""
+NEXT = """
+from orchestration.project import paths
+from orchestration.warehouse import open_warehouse
+with open_warehouse(paths().warehouse) as connection:
+    print(connection.execute("select 1").fetchall())
+"""
+
+
+def test_dbt_ends_with_the_process_that_started_it_and_holds_the_warehouse_until_then(small: Path) -> None:
+    (small / "models" / "one.sql").write_text(
+        "{{ config(materialized='table') }} select sum(a.range * b.range) as one"
+        " from range(1000000) as a, range(1000000) as b"
+    )
+    where = paths()
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    while not where.warehouse.exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    opened = subprocess.run([sys.executable, "-c", NEXT], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert opened.stdout == "[(1,)]\n", opened.stderr
