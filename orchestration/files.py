@@ -20,6 +20,7 @@ from orchestration.warehouse import Connection
 ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
 # A text file may lack its last newline, and a file may grow: one touched this recently may not be whole yet.
 SETTLED_SECONDS = 60
+SNIFFED = 200_000  # rows of a CSV from which types are told; what has another type later is a bad row
 
 
 def batches_of_files(loading: Loading) -> Iterator[Batch]:
@@ -195,11 +196,11 @@ def _read(connection: Connection, source: Source, path: Path, wanted: Mapping[st
 
 def _read_csv(connection: Connection, file: str, wanted: Mapping[str, str]) -> Batch:
     """A CSV file as text, so that a value of another type is a bad row, and not the end of the file."""
-    sniffed = {
-        column["name"]: column["type"]
-        for column in warehouse.one(connection, f"select Columns from sniff_csv({file}, sample_size = -1)")[0]
-    }
-    formats = warehouse.one(connection, f"select DateFormat, TimestampFormat from sniff_csv({file})")
+    found, *formats = warehouse.one(
+        connection,
+        f"select Columns, DateFormat, TimestampFormat from sniff_csv({file}, sample_size = {SNIFFED})",
+    )
+    sniffed = {column["name"]: column["type"] for column in found}
     connection.execute(
         f"""
         drop table if exists temp.bad_lines; drop table if exists temp.bad_scans;

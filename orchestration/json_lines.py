@@ -11,6 +11,26 @@ TYPES = {"UBIGINT": "BIGINT", "BIGINT": "BIGINT", "DOUBLE": "DOUBLE", "BOOLEAN":
 DATE, MOMENT = r"\d{4}-\d{2}-\d{2}", r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?"
 ZONE = r"(Z|[+-]\d{2}:?\d{2})"
 
+SAMPLED = 20_000  # lines from which types are told; what has another type later is a bad row, unless one is declared
+KEYS = "select distinct unnest(keys) as key from (select distinct json_keys(line) as keys from temp.objects) order by 1"
+TYPED = r"""
+    with keys as (select line, unnest(json_keys(line)) as key from ({lines})),
+    typed as (
+        select
+            key,
+            json_type(line, '$."' || replace(key, '"', '\"') || '"') as kind,
+            json_extract_string(line, '$."' || replace(key, '"', '\"') || '"') as value
+        from keys
+    )
+    select
+        key,
+        list(distinct kind) filter (kind <> 'NULL') as kinds,
+        bool_and(regexp_full_match(value, $date)) filter (kind = 'VARCHAR') as is_date,
+        bool_and(regexp_full_match(value, $moment || $zone || '?')) filter (kind = 'VARCHAR') as is_moment,
+        bool_or(regexp_full_match(value, $moment || $zone)) filter (kind = 'VARCHAR') as has_zone
+    from typed where key <> '' group by key
+"""
+
 
 class Rows(msgspec.Struct, frozen=True):
     """Rows whose values are all text: SQL to select them from, the type that each column's values seem to have, and
@@ -32,29 +52,13 @@ def json_rows(connection: Connection, lines: str, wanted: Mapping[str, str] | No
         select line from {lines} where json_valid(line) and json_type(line) = 'OBJECT'
         """
     )
-    found = connection.execute(
-        r"""
-        with keys as (select line, unnest(json_keys(line)) as key from temp.objects),
-        typed as (
-            select
-                key,
-                json_type(line, '$."' || replace(key, '"', '\"') || '"') as kind,
-                json_extract_string(line, '$."' || replace(key, '"', '\"') || '"') as value
-            from keys
-        )
-        select
-            key,
-            list(distinct kind) filter (kind <> 'NULL') as kinds,
-            bool_and(regexp_full_match(value, $date)) filter (kind = 'VARCHAR') as is_date,
-            bool_and(regexp_full_match(value, $moment || $zone || '?')) filter (kind = 'VARCHAR') as is_moment,
-            bool_or(regexp_full_match(value, $moment || $zone)) filter (kind = 'VARCHAR') as has_zone
-        from typed where key <> '' group by key order by key
-        """,
-        {"date": DATE, "moment": MOMENT, "zone": ZONE},
-    ).fetchall()
-    sniffed = {
-        key: _type(kinds or [], is_date, is_moment, has_zone) for key, kinds, is_date, is_moment, has_zone in found
-    }
+    keys = [key for (key,) in connection.execute(KEYS).fetchall() if key]
+    seen = _types(connection, f"select line from temp.objects limit {SAMPLED}")
+    for key in keys:
+        if key not in seen:  # in none of the first rows
+            has_key = f"list_contains(json_keys(line), {warehouse.literal(key)})"
+            seen |= _types(connection, f"select line from temp.objects where {has_key} limit {SAMPLED}")
+    sniffed = {key: seen.get(key, "VARCHAR") for key in keys}
     texts = _structure(dict.fromkeys(sniffed, "VARCHAR"))
     exact = {
         column: kind for column, kind in (wanted or {}).items() if kind.upper().startswith("DEC") and column in sniffed
@@ -72,6 +76,7 @@ def json_rows(connection: Connection, lines: str, wanted: Mapping[str, str] | No
         )
         """
     )
+    connection.execute("drop table temp.objects")
     return Rows(
         relation="temp.staged",
         sniffed=sniffed,
@@ -80,6 +85,12 @@ def json_rows(connection: Connection, lines: str, wanted: Mapping[str, str] | No
             where line is not null and trim(line) <> '' and coalesce(json_type(try_cast(line as json)), '') <> 'OBJECT'
         """,
     )
+
+
+def _types(connection: Connection, lines: str) -> dict[str, str]:
+    """Key -> the type that its values in these lines seem to have."""
+    found = connection.execute(TYPED.format(lines=lines), {"date": DATE, "moment": MOMENT, "zone": ZONE}).fetchall()
+    return {key: _type(kinds or [], *looks) for key, kinds, *looks in found}
 
 
 def _structure(columns: Mapping[str, str]) -> str:
