@@ -76,7 +76,8 @@ def json_rows(connection: Connection, lines: str, wanted: Mapping[str, str] | No
         )
         """
     )
-    connection.execute("drop table temp.objects")
+    if sniffed:
+        connection.execute("drop table temp.objects")
     return Rows(
         relation="temp.staged",
         sniffed=sniffed,
