@@ -1,6 +1,19 @@
-"""What runs by itself: the one job that brings everything up to date, and when."""
+"""What runs by itself: the one job that brings everything up to date, and when; and what a stream's messages start."""
 
 import dagster as dg
+
+from ml.declarations import Source
+from orchestration.landing import LoadError
+from orchestration.streams import waiting
+
+LOOK_SECONDS = 60  # between two looks at a stream: what is built of its messages takes about as long
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 everything = dg.define_asset_job(
     "everything",
@@ -14,3 +27,31 @@ daily = dg.ScheduleDefinition(
     execution_timezone="UTC",
     description="Everything, each day at 05:00 UTC. Off until it is switched on in the UI.",
 )
+
+
+def stream_sensor(source: Source, key: dg.AssetKey) -> dg.SensorDefinition:
+    """Runs the raw table of a stream, and what is downstream of it, when messages wait. Off until it is switched on.
+
+    Messages that a run could not load start no other one: the next message does, or the daily run.
+    """
+    name = f"{source.schema}_{source.table}_stream"
+
+    @dg.sensor(
+        name=name,
+        target=dg.AssetSelection.assets(key).downstream(),
+        minimum_interval_seconds=LOOK_SECONDS,
+        description=f"Loads {source.schema}.{source.table}, and builds all that comes of it, when messages wait.",
+    )
+    def look(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        started = dg.RunsFilter(tags={"dagster/sensor_name": name}, statuses=UNFINISHED)
+        if context.instance.get_runs_count(started):
+            return dg.SkipReason("a run that this sensor has started is not done yet")
+        try:
+            found = waiting(source)
+        except LoadError as error:
+            return dg.SkipReason(str(error))
+        if not found.messages:
+            return dg.SkipReason("no message waits")
+        return dg.RunRequest(run_key=found.state)
+
+    return look

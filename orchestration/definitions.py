@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from orchestration.automation import daily, everything
+from orchestration.automation import daily, everything, stream_sensor
 from orchestration.events import publish_contracts
 from orchestration.instance import in_process_executor
 from orchestration.loading import raw_asset
@@ -34,6 +34,7 @@ def define(where: Paths) -> dg.Definitions:
         assets=assets,
         jobs=[everything],
         schedules=[daily],
+        sensors=[stream_sensor(source, keys[source.id]) for source in project.sources if source.scheme == "nats"],
         resources={"dbt": dbt_resource(where)},
         executor=in_process_executor(where),
     )

@@ -19,6 +19,7 @@ from orchestration.json_lines import json_rows
 from orchestration.landing import Batch, Landed, LoadError, Loading, told
 from orchestration.pages import batches_of_pages
 from orchestration.project import Paths
+from orchestration.streams import batches_of_stream
 from orchestration.tables import batches_of_table
 from orchestration.telling import tell_sources
 from orchestration.warehouse import Connection
@@ -28,6 +29,7 @@ KINDS: dict[str, Callable[[Loading], Iterator[Batch]]] = {
     **dict.fromkeys(("", "package", "http", "https", "s3"), batches_of_files),
     "events": batches_of_events,
     **dict.fromkeys(("api+http", "api+https"), batches_of_pages),
+    "nats": batches_of_stream,
     "postgresql": batches_of_table,
 }
 
