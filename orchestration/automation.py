@@ -3,8 +3,9 @@
 import dagster as dg
 
 from ml.declarations import Source
+from orchestration.events import pending_events
 from orchestration.landing import LoadError
-from orchestration.streams import waiting
+from orchestration.project import Paths
 
 LOOK_SECONDS = 60  # between two looks at a stream: what is built of its messages takes about as long
 UNFINISHED = [
@@ -29,10 +30,10 @@ daily = dg.ScheduleDefinition(
 )
 
 
-def stream_sensor(source: Source, key: dg.AssetKey) -> dg.SensorDefinition:
-    """Runs the raw table of a stream, and what is downstream of it, when messages wait. Off until it is switched on.
+def stream_sensor(source: Source, key: dg.AssetKey, where: Paths) -> dg.SensorDefinition:
+    """Runs the raw table of a stream or of pushed events, and what is downstream of it, when there are new ones.
 
-    Messages that a run could not load start no other one: the next message does, or the daily run.
+    Off until it is switched on. What a run could not load starts no other one: the next message does, or the daily run.
     """
     name = f"{source.schema}_{source.table}_stream"
 
@@ -47,11 +48,20 @@ def stream_sensor(source: Source, key: dg.AssetKey) -> dg.SensorDefinition:
         if context.instance.get_runs_count(started):
             return dg.SkipReason("a run that this sensor has started is not done yet")
         try:
-            found = waiting(source)
+            state = _waiting(source, where)
         except LoadError as error:
             return dg.SkipReason(str(error))
-        if not found.messages:
-            return dg.SkipReason("no message waits")
-        return dg.RunRequest(run_key=found.state)
+        return dg.RunRequest(run_key=state) if state else dg.SkipReason("nothing waits")
 
     return look
+
+
+def _waiting(source: Source, where: Paths) -> str | None:
+    """What waits: the same text as long as it is the same; None if nothing does. Raises `LoadError`."""
+    from orchestration.streams import waiting
+
+    if source.scheme == "events":
+        pending = pending_events(source, where)
+        return f"{pending.bytes} of {pending.total} bytes" if pending.bytes else None
+    found = waiting(source)
+    return found.state if found.messages else None

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from ml.sources import REDELIVERED
 from orchestration.automation import daily, everything, stream_sensor
 from orchestration.events import publish_contracts
 from orchestration.instance import in_process_executor
@@ -34,7 +35,9 @@ def define(where: Paths) -> dg.Definitions:
         assets=assets,
         jobs=[everything],
         schedules=[daily],
-        sensors=[stream_sensor(source, keys[source.id]) for source in project.sources if source.scheme == "nats"],
+        sensors=[
+            stream_sensor(source, keys[source.id], where) for source in project.sources if source.scheme in REDELIVERED
+        ],
         resources={"dbt": dbt_resource(where)},
         executor=in_process_executor(where),
     )

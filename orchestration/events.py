@@ -90,14 +90,22 @@ def batches_of_events(loading: Loading) -> Iterator[Batch]:
         yield Batch(id=new_batch_id(), source=f"events/{folder.name}", relation=f"({_no_row(source)})")
 
 
-def pending_events(source: Source, where: Paths) -> int:
-    """Bytes of a source's log that are not loaded yet, without a line that has no end. Opens no warehouse."""
+class Pending(msgspec.Struct, frozen=True):
+    """Bytes of a log that are not loaded yet, and of the whole log; of lines that have an end."""
+
+    bytes: int
+    total: int
+
+
+def pending_events(source: Source, where: Paths) -> Pending:
+    """What of a source's log is not loaded yet. Opens no warehouse."""
     folder = log_of(source, where.data)
     try:
         offsets = json.loads((folder / LOADED).read_bytes())
     except (FileNotFoundError, ValueError):
         offsets = {}
-    return sum(max(0, _last_line_end(file) - offsets.get(file.name, 0)) for file in folder.glob("*.jsonl"))
+    ends = {file.name: _last_line_end(file) for file in folder.glob("*.jsonl")}
+    return Pending(sum(max(0, end - offsets.get(name, 0)) for name, end in ends.items()), sum(ends.values()))
 
 
 def log_of(source: Source, data: Path) -> Path:

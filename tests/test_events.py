@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import msgspec
 import pytest
 from litestar import Litestar
@@ -24,6 +25,7 @@ from litestar.testing import TestClient
 
 from ml.declarations import DeclarationError, Project, Rule, Source, read_project
 from orchestration import events as event_source
+from orchestration.automation import stream_sensor
 from orchestration.events import contract_of, pending_events, publish_contracts
 from orchestration.landing import LoadError
 from orchestration.loading import Loaded
@@ -477,7 +479,7 @@ def test_lines_that_could_not_even_be_cut_away_do_no_harm(
     assert 1 < torn.count(b"\n") < 20 and not torn.endswith(b"\n")
     loaded_orders(warehouse, tmp_path)
     assert numbers(warehouse) == list(range(1, torn.count(b"\n") + 1)), "whole lines are events, if unacknowledged ones"
-    assert pending_events(ORDERS, Paths(project=tmp_path, data=tmp_path / "data")) == 0
+    assert pending_events(ORDERS, Paths(project=tmp_path, data=tmp_path / "data")).bytes == 0
     push(client, *many)
     assert loaded_orders(warehouse, tmp_path).rows == 99
     assert quarantined(warehouse) == []
@@ -589,13 +591,13 @@ def test_a_line_without_an_end_is_left_until_it_has_one(
     line = json.dumps(order(2)).encode()
     with segment.open("ab") as torn:
         torn.write(line[:-5])
-    assert pending_events(ORDERS, where) == whole
+    assert pending_events(ORDERS, where).bytes == whole
     assert loaded_orders(warehouse, tmp_path).rows == 1
-    assert pending_events(ORDERS, where) == 0
+    assert pending_events(ORDERS, where).bytes == 0
     assert loaded_orders(warehouse, tmp_path).batches == []
     with segment.open("ab") as torn:
         torn.write(line[-5:] + b"\n")
-    assert pending_events(ORDERS, where) == len(line) + 1
+    assert pending_events(ORDERS, where).bytes == len(line) + 1
     assert loaded_orders(warehouse, tmp_path).rows == 2
 
 
@@ -618,7 +620,7 @@ def test_bad_events_that_are_too_many_wait_for_good_ones_or_a_higher_max_rejecte
     push(client, order(1), order(2, amount=-1))
     with pytest.raises(LoadError, match=r"1 of 2 rows of events/orders are bad, more than the 1\.00%"):
         loaded_orders(warehouse, tmp_path)
-    assert pending_events(ORDERS, Paths(project=tmp_path, data=tmp_path / "data")) > 0
+    assert pending_events(ORDERS, Paths(project=tmp_path, data=tmp_path / "data")).bytes > 0
     push(client, *map(order, range(10, 200)))
     assert loaded_orders(warehouse, tmp_path).rows == 191
     push(client, order(3, amount=-1))
@@ -705,14 +707,14 @@ def test_a_load_of_events_that_is_killed_is_completed_by_the_next_with_each_even
             loader.stdout.readline()
         loader.send_signal(signal.SIGKILL)
     where = Paths(project=tmp_path, data=tmp_path / "data")
-    assert pending_events(ORDERS, where) > 0
+    assert pending_events(ORDERS, where).bytes > 0
     with open_warehouse(where.warehouse) as connection:
         committed = connection.execute("select count(*) from landing.orders").fetchall()[0][0]
         assert 0 < committed < 40_000
         rest = loaded_orders(connection, tmp_path)
         assert sum(batch.rows for batch in rest.batches) == 40_000 - committed, "nothing is read twice"
         assert numbers(connection) == list(range(40_000))
-    assert pending_events(ORDERS, where) == 0
+    assert pending_events(ORDERS, where).bytes == 0
 
 
 # Under the real server ------------------------------------------------------------------------------------------------
@@ -848,3 +850,16 @@ def test_a_body_that_is_too_large_is_answered_over_http(log: Path, tmp_path: Pat
         server.process.wait(20)
     (event,) = kept(log)
     assert len(event["note"]) == pushing.MOST_BYTES - 1000
+
+
+def test_the_sensor_of_events_asks_for_a_run_when_there_are_new_ones(tmp_path: Path) -> None:
+    where = Paths(project=tmp_path, data=tmp_path / "data")
+    sensor = stream_sensor(ORDERS, dg.AssetKey(["landing", "orders"]), where)
+    with dg.DagsterInstance.ephemeral() as instance, dg.build_sensor_context(instance=instance) as context:
+        assert sensor(context).skip_message == "nothing waits"
+        log = tmp_path / "data" / "events" / ORDERS.uri.partition("://")[2]
+        log.mkdir(parents=True)
+        (log / "a.jsonl").write_text("{}\n")
+        first = sensor(context).run_key
+        (log / "a.jsonl").write_text("{}\n{}\n{torn")
+        assert (first, sensor(context).run_key) == ("3 of 3 bytes", "6 of 6 bytes")

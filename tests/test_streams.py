@@ -25,6 +25,7 @@ from ml.declarations import Rule, Source
 from orchestration import landing, streams
 from orchestration.automation import stream_sensor
 from orchestration.landing import LoadError
+from orchestration.project import Paths
 from orchestration.streams import address_of
 from orchestration.warehouse import Connection, columns, open_warehouse
 from tests.conftest import REPOSITORY
@@ -493,8 +494,11 @@ def test_a_server_that_goes_away_before_the_acknowledgement_is_told_and_nothing_
     assert rows_of(warehouse, "order_no") == [(1,), (2,)]
 
 
+NOWHERE = Paths(project=Path("/nowhere"), data=Path("/nowhere"))  # a stream is not on this disk
+
+
 def look(declaration: Source, instance: dg.DagsterInstance) -> Any:
-    sensor = stream_sensor(declaration, dg.AssetKey(["landing", "orders"]))
+    sensor = stream_sensor(declaration, dg.AssetKey(["landing", "orders"]), NOWHERE)
     with dg.build_sensor_context(instance=instance) as context:
         return sensor(context)
 
@@ -504,7 +508,7 @@ def test_the_sensor_asks_for_one_run_of_the_same_messages_and_tells_why_it_asks_
 ) -> None:
     declaration = declared(stream)
     with dg.DagsterInstance.ephemeral() as instance:
-        assert look(declaration, instance).skip_message == "no message waits"
+        assert look(declaration, instance).skip_message == "nothing waits"
         stream.send(b"no json", *orders(1), {"elsewhere": 1}, subject="orders.web")
         before = look(declaration, instance)
         assert look(declaration, instance).run_key == before.run_key
@@ -517,7 +521,7 @@ def test_the_sensor_asks_for_one_run_of_the_same_messages_and_tells_why_it_asks_
         stream.send(*orders(2))
         assert look(declaration, instance).run_key not in (before.run_key, refused.run_key)
         load(warehouse, declared(stream, max_rejected=1.0), tmp_path)
-        assert look(declaration, instance).skip_message == "no message waits"
+        assert look(declaration, instance).skip_message == "nothing waits"
         down = source("nats://127.0.0.1:1/ORDERS/orders", key=("order_no",))
         assert "can't connect" in look(down, instance).skip_message
 
@@ -526,7 +530,7 @@ def test_the_sensor_waits_for_the_run_that_it_has_started(stream: Stream) -> Non
     declaration = declared(stream)
     stream.send(*orders(1))
     with dg.DagsterInstance.ephemeral() as instance:
-        sensor = stream_sensor(declaration, dg.AssetKey(["landing", "orders"]))
+        sensor = stream_sensor(declaration, dg.AssetKey(["landing", "orders"]), NOWHERE)
         tags = {"dagster/sensor_name": sensor.name}
         instance.add_run(dg.DagsterRun(job_name="any", tags=tags, status=dg.DagsterRunStatus.STARTED))
         assert look(declaration, instance).skip_message == "a run that this sensor has started is not done yet"
