@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import json
 import os
 import shlex
 import sys
@@ -24,7 +23,7 @@ from rich.table import Table
 
 from ml.declarations import DeclarationError, Project
 from orchestration.instance import alive, give_slots_back, open_instance, turn
-from orchestration.project import REPOSITORY, Paths, ProjectError, claim_data, load_project, paths
+from orchestration.project import REPOSITORY, Paths, ProjectError, claim_data, load_project, paths, read_json
 from orchestration.warehouse import WarehouseError
 from serving import store
 from serving.generation import CorruptGeneration
@@ -149,19 +148,16 @@ def full_log(folder: Path) -> Iterator[tuple[Path, TextIO]]:
             os.close(errors)
 
 
-def reasons_of_dbt(where: Paths, since: float) -> list[tuple[str, str]]:
-    """The nodes that failed in dbt's last invocation, each with why in dbt's words, and where its SQL is.
+def reasons_of_dbt(where: Paths, run_id: str) -> list[tuple[str, str]]:
+    """The nodes that failed in a run's invocation of dbt, each with why in dbt's words, and where its SQL is.
 
-    None if there was no invocation `since` then (seconds since 1970): the step may have failed before it.
+    None if dbt left no results: the step has failed before it, or it was killed.
     """
-    results = sorted(where.dbt_target.glob("dbt_build-*/run_results.json"), key=lambda file: file.stat().st_mtime)
-    if not results or results[-1].stat().st_mtime < since:
-        return []
-    failed = [
-        result for result in json.loads(results[-1].read_bytes())["results"] if result["status"] in ("error", "fail")
-    ]
     return [
-        (result["unique_id"].partition(".")[2], _in_short(result, results[-1].parent / "compiled")) for result in failed
+        (result["unique_id"].partition(".")[2], _in_short(result, file.parent / "compiled"))
+        for file in where.dbt_target.glob(f"dbt_build-{run_id[:7]}-*/run_results.json")
+        for result in read_json(file).get("results", [])
+        if result["status"] in ("error", "fail")
     ]
 
 
@@ -242,7 +238,7 @@ def run(full_refresh: bool = False) -> int:
 
 
 def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
-    started, since, display = time.monotonic(), time.time(), Display(console)
+    started, display = time.monotonic(), Display(console)
     with display.progress:
         with ThreadPoolExecutor() as beside:
             # dbt parses in a process of its own: time enough for this one's imports.
@@ -275,7 +271,7 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
         # A cause that several steps share is told once.
         alike: dict[str, list[str]] = {}
         for step, reason in display.failures:
-            reasons = reasons_of_dbt(where, since) if step == "dbt_build" else []
+            reasons = reasons_of_dbt(where, run_id) if step == "dbt_build" else []
             for thing, why in reasons or [(step, reason)]:
                 alike.setdefault(why, []).append(thing)
         for why, (thing, *others) in alike.items():

@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from sqlglot.errors import SqlglotError
 from orchestration import warehouse
 from orchestration.built import as_defined, read_built, redefined, write_built
 from orchestration.checks import refuse_unsound
-from orchestration.landing import create_tables
+from orchestration.figures import create_tables
 from orchestration.lineage import column_lineage
 from orchestration.project import Paths, read_json, replaced
 from orchestration.warehouse import Connection
@@ -34,6 +35,10 @@ from orchestration.warehouse import Connection
 KEPT_INVOCATIONS = 10
 # Seconds, all together.
 IMPORTED_LATER = ("catboost", "sklearn.metrics", "scipy.stats", "evidently.presets")
+
+
+class DbtEnded(RuntimeError):
+    """dbt ended without results: how, what it said, and where its log is."""
 
 
 class Build(dg.Config):
@@ -113,7 +118,7 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
                     events.append(event)
                     context.log.info(f"dbt: {event.metadata['unique_id'].value} done, {len(events)} so far")
             except Exception as error:
-                failure = error
+                failure = _explained(error, invocation)
             for imported in importing:
                 imported.result()
         made = [str(event.metadata["unique_id"].value) for event in events if isinstance(event, dg.Output)]
@@ -149,6 +154,21 @@ def _shrunk(manifest: Mapping[str, Any], where: Paths) -> dict[str, str]:
         for source in manifest["sources"].values()
         if (source["schema"], source["identifier"]) in last
     }
+
+
+def _explained(failure: Exception, invocation: DbtCliInvocation) -> Exception:
+    """Why dbt has failed: as it is, where its results tell more, else how it ended and what it said."""
+    code, log = invocation.process.poll(), invocation.target_path / "dbt.log"
+    if code is None or (invocation.target_path / "run_results.json").is_file():
+        return failure
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    said = str(failure).partition("Errors parsed from dbt logs:")[2].strip()
+    if code == -signal.SIGKILL:
+        said = "the system does so when memory is short: SCOREHOUSE_MEMORY_LIMIT limits what it takes"
+    return DbtEnded(
+        f"dbt ended without results ({how}){f': {said}' if said else ''}"
+        + (f"\nits log: {log}" if log.is_file() else "; what it said is in the log of the run")
+    )
 
 
 def _outdated(

@@ -298,6 +298,27 @@ class KilledAtTheEnd(Dbt):
         raise Killed
 
 
+class KilledAtOnce(Dbt):
+    def cli(self, *args: Any, **kwargs: Any) -> Any:
+        invocation = super().cli(*args, **kwargs)
+        invocation.process.kill()
+        return invocation
+
+
+def test_a_dbt_that_was_killed_is_told_as_that(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforming, "IMPORTED_LATER", ())
+    where = paths()
+    assets = transformed_assets(read_manifest(prepare_manifest(where)), where)
+    dbt = KilledAtOnce(**{name: getattr(dbt_resource(where), name) for name in OURS})
+    failed = dg.materialize([assets], resources={"dbt": dbt}, raise_on_error=False)
+    (failure,) = failed.get_step_failure_events()
+    error = failure.step_failure_data.error
+    assert error is not None and error.cause is not None
+    assert error.cause.message.startswith(
+        "orchestration.transforming.DbtEnded: dbt ended without results (killed by SIGKILL): the system does so when"
+    )
+
+
 def test_rows_of_an_sql_that_a_failed_or_killed_build_left_are_built_anew(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
