@@ -5,7 +5,7 @@ import re
 from urllib.parse import quote
 
 from ml.declarations import Source
-from orchestration.landing import LoadError, told
+from orchestration.batches import LoadError, told
 
 NAMED = re.compile(r"\$\{(\w+)\}")
 URL = re.compile(r"\b[\w+]+://[^\s'\"<>()]+")

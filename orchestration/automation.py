@@ -3,8 +3,8 @@
 import dagster as dg
 
 from ml.declarations import Source
+from orchestration.batches import LoadError
 from orchestration.events import pending_events
-from orchestration.landing import LoadError
 from orchestration.project import Paths
 
 LOOK_SECONDS = 60  # between two looks at a stream: what is built of its messages takes about as long

@@ -11,6 +11,7 @@ from orchestration.monitoring import drift_asset
 from orchestration.project import Paths, load_project, paths, prepare_manifest, read_manifest
 from orchestration.publishing import generation_asset
 from orchestration.scoring import predictions_asset
+from orchestration.telling import figures_asset
 from orchestration.training import training_assets
 from orchestration.transforming import asset_keys, dbt_resource, transformed_assets
 
@@ -22,6 +23,10 @@ def define(where: Paths) -> dg.Definitions:
     manifest = read_manifest(prepare_manifest(where))
     keys = asset_keys(manifest)
     assets = [raw_asset(source, keys[source.id], project, where) for source in project.sources]
+    for source in manifest["sources"].values():
+        if (source["schema"], source["identifier"]) == ("quality", "source_metrics"):
+            raw = [keys[loaded.id] for loaded in project.sources]
+            assets.append(figures_asset(keys[source["unique_id"]], raw, project, where))
     assets.append(transformed_assets(manifest, where))
     for score in project.scores:
         features, label = keys[score.features_id], keys[score.label_id]

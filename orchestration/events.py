@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from ml.declarations import Project, Source
-from orchestration import landing, warehouse
+from orchestration import warehouse
+from orchestration.batches import Batch, LoadError, Loading, is_own, new_batch_id, told
 from orchestration.json_lines import json_rows
-from orchestration.landing import Batch, LoadError, Loading, new_batch_id, told
 from orchestration.project import Paths, exclusively, replaced
 from serving.contracts import Column, Contract, Kind
 from serving.event_log import fsync_folder
@@ -71,7 +71,7 @@ def batches_of_events(loading: Loading) -> Iterator[Batch]:
         for pieces in _gathered(_pieces(source, folder, offsets)):
             content = b"".join(piece.content for piece in pieces)
             _lines(loading, content)
-            rows = json_rows(connection, "temp.lines")
+            rows = json_rows(connection, "temp.lines", loading.wanted())
             read = {piece.segment: piece.end for piece in pieces}
             yield Batch(
                 id=new_batch_id(),
@@ -143,13 +143,9 @@ def contract_of(source: Source) -> Contract:
         columns=tuple(
             _column(name, source.types[name], description, name in not_null or name in source.key)
             for name, description in source.columns.items()
-            if name in source.types and not _is_own(name)
+            if name in source.types and not is_own(name)
         ),
     )
-
-
-def _is_own(column: str) -> bool:
-    return column in (*landing.OWN, landing.KNOWN_AT)
 
 
 def _column(name: str, declared: str, description: str, is_required: bool) -> Column:
@@ -245,7 +241,7 @@ def _lines(loading: Loading, content: bytes) -> None:
 
 def _no_row(source: Source) -> str:
     columns = [
-        f"null::{kind} as {warehouse.name(column)}" for column, kind in source.types.items() if not _is_own(column)
+        f"null::{kind} as {warehouse.name(column)}" for column, kind in source.types.items() if not is_own(column)
     ]
     return f"select {', '.join(columns)} where false"
 

@@ -12,8 +12,8 @@ import msgspec
 
 from ml.declarations import Source
 from orchestration import warehouse
+from orchestration.batches import Batch, LoadError, Loading, told
 from orchestration.json_lines import json_rows
-from orchestration.landing import Batch, LoadError, Loading, told
 from orchestration.remote_files import REMOTE, File, downloaded, remote_files
 from orchestration.warehouse import Connection
 

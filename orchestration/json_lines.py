@@ -12,23 +12,25 @@ DATE, MOMENT = r"\d{4}-\d{2}-\d{2}", r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\
 ZONE = r"(Z|[+-]\d{2}:?\d{2})"
 
 SAMPLED = 20_000  # lines from which types are told; what has another type later is a bad row, unless one is declared
-KEYS = "select distinct unnest(keys) as key from (select distinct json_keys(line) as keys from temp.objects) order by 1"
-TYPED = r"""
+# To the warehouse, keys that differ in case alone are one column.
+KEYS = """
+    with keys as (select distinct unnest(keys) as key from (select distinct json_keys(line) as keys from temp.objects))
+    select key, lower(key) as folded from keys where key <> '' order by key
+"""
+TYPED = """
     with keys as (select line, unnest(json_keys(line)) as key from ({lines})),
+    pointed as (select line, key, '/' || replace(replace(key, '~', '~0'), '/', '~1') as pointer from keys),
     typed as (
-        select
-            key,
-            json_type(line, '$."' || replace(key, '"', '\"') || '"') as kind,
-            json_extract_string(line, '$."' || replace(key, '"', '\"') || '"') as value
-        from keys
+        select key, json_type(line, pointer) as kind, json_extract_string(line, pointer) as value
+        from pointed where key <> ''
     )
     select
-        key,
+        lower(key) as folded,
         list(distinct kind) filter (kind <> 'NULL') as kinds,
         bool_and(regexp_full_match(value, $date)) filter (kind = 'VARCHAR') as is_date,
         bool_and(regexp_full_match(value, $moment || $zone || '?')) filter (kind = 'VARCHAR') as is_moment,
         bool_or(regexp_full_match(value, $moment || $zone)) filter (kind = 'VARCHAR') as has_zone
-    from typed where key <> '' group by key
+    from typed group by folded
 """
 
 
@@ -52,26 +54,33 @@ def json_rows(connection: Connection, lines: str, wanted: Mapping[str, str] | No
         select line from {lines} where json_valid(line) and json_type(line) = 'OBJECT'
         """
     )
-    keys = [key for (key,) in connection.execute(KEYS).fetchall() if key]
+    keys = connection.execute(KEYS).fetchall()
     seen = _types(connection, f"select line from temp.objects limit {SAMPLED}")
-    for key in keys:
-        if key not in seen:  # in none of the first rows
+    called = {column.lower(): column for column in wanted or {}}  # as it is held, or as the first of its keys
+    spelled: dict[str, list[str]] = {}
+    sniffed: dict[str, str] = {}
+    for key, folded in keys:
+        if folded not in seen:  # in none of the first rows
             has_key = f"list_contains(json_keys(line), {warehouse.literal(key)})"
             seen |= _types(connection, f"select line from temp.objects where {has_key} limit {SAMPLED}")
-    sniffed = {key: seen.get(key, "VARCHAR") for key in keys}
-    texts = _structure(dict.fromkeys(sniffed, "VARCHAR"))
+        column = called.setdefault(folded, key)
+        spelled.setdefault(column, []).append(key)
+        sniffed[column] = seen.get(folded, "VARCHAR")
     exact = {
         column: kind for column, kind in (wanted or {}).items() if kind.upper().startswith("DEC") and column in sniffed
     }
+    # A structure can't have keys that differ in case alone: it has the first, and the others are asked for one by one.
+    texts = _structure({first: "VARCHAR" for first, *_ in spelled.values()})
+    exacts = _structure({spelled[column][0]: kind for column, kind in exact.items()})
     columns = ", ".join(
-        f"coalesce(exact.{name}::varchar, texts.{name}) as {name}" if column in exact else f"texts.{name} as {name}"
-        for column, name in ((column, warehouse.name(column)) for column in sniffed)
+        f"coalesce({', '.join(_values(keys, column in exact))}) as {warehouse.name(column)}"
+        for column, keys in spelled.items()
     )
     connection.execute(
         f"""
         create or replace temp table staged as
         select {columns or "line"} from (
-            select line, json_transform(line, {texts}) as texts, json_transform(line, {_structure(exact)}) as exact
+            select line, json_transform(line, {texts}) as texts, json_transform(line, {exacts}) as exact
             from temp.objects
         )
         """
@@ -88,10 +97,19 @@ def json_rows(connection: Connection, lines: str, wanted: Mapping[str, str] | No
     )
 
 
+def _values(keys: list[str], is_exact: bool) -> list[str]:
+    """SQL of a column's value under each of its keys."""
+    first = warehouse.name(keys[0])
+    exact = [f"exact.{first}::varchar"] if is_exact else []
+    pointers = ["/" + key.replace("~", "~0").replace("/", "~1") for key in keys[1:]]
+    others = [f"json_extract_string(line, {warehouse.literal(pointer)})" for pointer in pointers]
+    return [*exact, f"texts.{first}", *others]
+
+
 def _types(connection: Connection, lines: str) -> dict[str, str]:
-    """Key -> the type that its values in these lines seem to have."""
+    """Key in lower case -> the type that its values in these lines seem to have."""
     found = connection.execute(TYPED.format(lines=lines), {"date": DATE, "moment": MOMENT, "zone": ZONE}).fetchall()
-    return {key: _type(kinds or [], *looks) for key, kinds, *looks in found}
+    return {folded: _type(kinds or [], *looks) for folded, kinds, *looks in found}
 
 
 def _structure(columns: Mapping[str, str]) -> str:

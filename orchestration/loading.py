@@ -13,10 +13,11 @@ import msgspec
 from ml.declarations import Project, Source
 from orchestration import landing, warehouse
 from orchestration.addresses import expanded, without_secrets
+from orchestration.batches import Batch, LoadError, Loading, new_batch_id, quarantine_of, table_of, told
 from orchestration.events import batches_of_events
+from orchestration.figures import Landed, create_tables, record_failure
 from orchestration.files import batches_of_files
 from orchestration.json_lines import json_rows
-from orchestration.landing import Batch, Landed, LoadError, Loading, told
 from orchestration.pages import batches_of_pages
 from orchestration.project import Paths
 from orchestration.streams import batches_of_stream
@@ -55,7 +56,7 @@ def load(
     moment it is for the project. Raises `LoadError`; the batch at fault leaves no trace but its row in
     quality.source_metrics, those before it stay.
     """
-    landing.create_tables(connection)
+    create_tables(connection)
     loading = Loading(
         connection=connection,
         source=source,
@@ -72,7 +73,7 @@ def load(
     if not warehouse.exists(connection, source.schema, source.table):
         nothing = f"{told(source)}: nothing has come yet from '{without_secrets(source.uri)}'"
         raise LoadError("; ".join([nothing, *loading.notes]))
-    (rows,) = warehouse.one(connection, f"select count(*) from {landing.table_of(source)}")
+    (rows,) = warehouse.one(connection, f"select count(*) from {table_of(source)}")
     return Loaded(rows=rows, batches=landed, notes=loading.notes)
 
 
@@ -88,8 +89,8 @@ def _read(loading: Loading) -> Generator[Batch]:
         fault = str(error)
     except duckdb.Error as error:
         fault = f"{told(source)}: can't be read, the table stays as it was: {_reason(error)}"
-    unread = Batch(id=landing.new_batch_id(), source=without_secrets(source.uri), relation="")
-    landing.record_failure(loading.connection, source, unread, fault, datetime.now(UTC))
+    unread = Batch(id=new_batch_id(), source=without_secrets(source.uri), relation="")
+    record_failure(loading.connection, source, unread, fault, datetime.now(UTC))
     raise LoadError(fault)
 
 
@@ -101,16 +102,16 @@ def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
     connection, source = loading.connection, loading.source
     if not warehouse.exists(connection, "quarantine", source.table):
         return
-    quarantine = landing.quarantine_of(source)
+    quarantine = quarantine_of(source)
     waiting = f"from {quarantine} where repaired is not null and readmitted_at is null"
     for (origin,) in connection.execute(f"select distinct source {waiting} order by 1").fetchall():
         of_origin = f"repaired is not null and readmitted_at is null and source = {warehouse.literal(origin)}"
         connection.execute(
             f"create or replace temp table lines as select repaired as line from {quarantine} where {of_origin}"
         )
-        rows = json_rows(connection, "temp.lines")
+        rows = json_rows(connection, "temp.lines", loading.wanted())
         batch = Batch(
-            id=landing.new_batch_id(),
+            id=new_batch_id(),
             source=origin,
             relation=rows.relation,
             form="json",
@@ -130,7 +131,7 @@ def _land(connection: Connection, source: Source, batch: Batch, clock: datetime)
         fault = str(error)
     except duckdb.Error as error:
         fault = f"{told(source)}: {batch.source} can't be read, the table stays as it was: {_reason(error)}"
-    landing.record_failure(connection, source, batch, fault, loaded_at)
+    record_failure(connection, source, batch, fault, loaded_at)
     raise LoadError(fault)
 
 
@@ -148,7 +149,7 @@ def _freshness(connection: Connection, source: Source, project: Project) -> dg.A
     """dbt's source freshness, but on the clock of the project: `dbt source freshness` knows the real one alone."""
     column = warehouse.name(source.loaded_at)
     try:
-        (newest,) = warehouse.one(connection, f"select max({column})::timestamptz from {landing.table_of(source)}")
+        (newest,) = warehouse.one(connection, f"select max({column})::timestamptz from {table_of(source)}")
     except duckdb.Error as error:
         raise LoadError(
             f"{told(source)}: loaded_at_field '{source.loaded_at}' gives no time: {str(error).splitlines()[0]}"
@@ -196,7 +197,7 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
         added = [column for batch in loaded.batches for column in batch.added_columns]
         notes = [
             *loaded.notes,
-            *([f"{rejected:,} rows are in {landing.quarantine_of(source)}".replace('"', "")] if rejected else []),
+            *([f"{rejected:,} rows are in {quarantine_of(source)}".replace('"', "")] if rejected else []),
             *([f"new columns: {', '.join(added)}"] if added else []),
         ]
         for note in notes:

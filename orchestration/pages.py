@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ml.declarations import Source
-from orchestration import landing, warehouse
+from orchestration import batches, warehouse
 from orchestration.addresses import expanded, scrubbed, without_secrets
+from orchestration.batches import Batch, LoadError, Loading, told
 from orchestration.json_lines import json_rows
-from orchestration.landing import Batch, LoadError, Loading, told
 
 ATTEMPTS = 5  # of one page
 BACK_OFF_SECONDS = 1.0  # before the second attempt, doubled before each further one, if no Retry-After says more
@@ -47,9 +47,9 @@ def batches_of_pages(loading: Loading) -> Iterator[Batch]:
         return
     if earlier and earlier[0] == fingerprint:
         return
-    rows = json_rows(connection, "temp.lines")
+    rows = json_rows(connection, "temp.lines", loading.wanted())
     yield Batch(
-        id=landing.new_batch_id(),
+        id=batches.new_batch_id(),
         source=name,
         relation=rows.relation,
         form="json",
@@ -152,7 +152,7 @@ def _params(loading: Loading) -> dict[str, str]:
         )
     if source.cursor not in warehouse.columns(connection, source.schema, source.table):
         return params
-    newest = f"select max({warehouse.name(source.cursor)}) from {landing.table_of(source)}"
+    newest = f"select max({warehouse.name(source.cursor)}) from {batches.table_of(source)}"
     (value,) = warehouse.one(connection, newest)
     return params if value is None else {**params, source.api.cursor_param: _written(value)}
 

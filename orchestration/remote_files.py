@@ -11,7 +11,7 @@ import msgspec
 
 from ml.declarations import Source
 from orchestration.addresses import scrubbed, without_secrets
-from orchestration.landing import LoadError, Loading, told
+from orchestration.batches import LoadError, Loading, told
 
 REMOTE = ("http", "https", "s3")
 TIMEOUT_SECONDS = 60  # in which a server must go on with its answer

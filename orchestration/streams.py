@@ -19,8 +19,8 @@ import msgspec
 from ml.declarations import Source
 from orchestration import warehouse
 from orchestration.addresses import NAMED, expanded, scrubbed, without_secrets
+from orchestration.batches import KNOWN_AT, OWN, TAKEN, Batch, LoadError, Loading, new_batch_id, told
 from orchestration.json_lines import json_rows
-from orchestration.landing import KNOWN_AT, OWN, TAKEN, Batch, LoadError, Loading, new_batch_id, told
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

@@ -7,7 +7,7 @@ import msgspec
 
 from ml.declarations import Source
 from orchestration import warehouse
-from orchestration.landing import LoadError, Loading
+from orchestration.batches import LoadError, Loading
 
 NUMBERS = ("int2", "int4", "int8", "float4", "float8", "numeric")
 TIMES = {"timestamptz": "TIMESTAMPTZ", "timestamp": "TIMESTAMP", "date": "DATE"}

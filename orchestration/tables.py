@@ -15,7 +15,7 @@ import msgspec
 from ml.declarations import Source
 from orchestration import warehouse
 from orchestration.addresses import NAMED, expanded, scrubbed, without_secrets
-from orchestration.landing import Batch, LoadError, Loading, new_batch_id, table_of, told
+from orchestration.batches import Batch, LoadError, Loading, new_batch_id, table_of, told
 from orchestration.table_columns import TEXTS, TIMES, Column, check_columns, columns_of
 
 # Waits before a read whose connection broke is begun again.

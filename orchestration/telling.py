@@ -1,26 +1,32 @@
 """Tells people what the loads brought: the file behind the page /sources, from quality.source_metrics."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import dagster as dg
 import msgspec
 
 from ml.declarations import Project, Source
 from orchestration import warehouse
 from orchestration.addresses import without_secrets
-from orchestration.landing import quarantine_of, table_of
+from orchestration.batches import quarantine_of, table_of
+from orchestration.figures import create_tables
 from orchestration.project import Paths, replaced
 from orchestration.warehouse import Connection
-from serving.sources import FILE, WIDEST, BatchFigures, SourceFigures, SourceReport
+from serving.sources import FILE, WIDEST, BatchFigures, SourceFigures, SourceReport, read_sources
 
 DAY = 86_400
 
 
 def tell_sources(connection: Connection, project: Project, where: Paths) -> None:
-    """Writes what /sources shows of all raw tables, whole or not at all."""
+    """Writes what /sources shows of all raw tables, if it has changed: whole or not at all."""
     report = SourceReport(
         written_at=datetime.now(UTC), sources=[_figures(connection, source) for source in project.sources]
     )
+    before = read_sources(where.reports)
+    if before is not None and before.sources == report.sources:
+        return
     with replaced(where.reports / FILE) as staged:
         staged.write_bytes(msgspec.json.encode(report))
 
@@ -65,3 +71,24 @@ def _figures(connection: Connection, source: Source) -> SourceFigures:
             for batch in reversed(batches)
         ],
     )
+
+
+def figures_asset(key: dg.AssetKey, raw: Sequence[dg.AssetKey], project: Project, where: Paths) -> dg.AssetsDefinition:
+    """The asset of quality.source_metrics, for a project that reads it: the loads write it, so it comes after them."""
+
+    @dg.asset(
+        key=key,
+        deps=raw,
+        group_name="quality",
+        kinds={"duckdb"},
+        description="What each batch of each raw table brought, and what became of it. One row per batch.",
+        pool="warehouse",
+    )
+    def source_metrics(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        with warehouse.open_warehouse(where.warehouse) as connection:
+            create_tables(connection)
+            tell_sources(connection, project, where)
+            (rows,) = warehouse.one(connection, "select count(*) from quality.source_metrics")
+        return dg.MaterializeResult(metadata={"dagster/row_count": rows})
+
+    return source_metrics

@@ -26,8 +26,8 @@ from litestar.testing import TestClient
 from ml.declarations import DeclarationError, Project, Rule, Source, read_project
 from orchestration import events as event_source
 from orchestration.automation import stream_sensor
+from orchestration.batches import LoadError
 from orchestration.events import contract_of, pending_events, publish_contracts
-from orchestration.landing import LoadError
 from orchestration.loading import Loaded
 from orchestration.project import Paths
 from orchestration.warehouse import Connection, open_warehouse

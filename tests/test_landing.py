@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml.declarations import Rule
-from orchestration.landing import LoadError
+from orchestration.batches import LoadError
 from orchestration.warehouse import Connection, columns, open_warehouse
 from tests.conftest import REPOSITORY
 from tests.test_loading import CLOCK, load, source

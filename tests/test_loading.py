@@ -14,7 +14,7 @@ import duckdb
 import pytest
 
 from ml.declarations import Source
-from orchestration.landing import LoadError
+from orchestration.batches import LoadError
 from orchestration.loading import Loaded
 from orchestration.loading import load as load_source
 from orchestration.project import Paths

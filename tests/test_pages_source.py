@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from ml.declarations import Api, Source
-from orchestration.landing import LoadError
+from orchestration.batches import LoadError
 from orchestration.loading import Loaded, load
 from orchestration.project import Paths
 from orchestration.warehouse import Connection, open_warehouse

@@ -20,7 +20,7 @@ import pytest
 
 from ml.declarations import Rule
 from orchestration import tables
-from orchestration.landing import LoadError
+from orchestration.batches import LoadError
 from orchestration.warehouse import Connection, columns, open_warehouse
 from tests.conftest import REPOSITORY
 from tests.test_loading import load, source

@@ -24,7 +24,7 @@ from nats.js.api import ConsumerConfig, StreamConfig
 from ml.declarations import Rule, Source
 from orchestration import landing, streams
 from orchestration.automation import stream_sensor
-from orchestration.landing import LoadError
+from orchestration.batches import LoadError
 from orchestration.project import Paths
 from orchestration.streams import address_of
 from orchestration.warehouse import Connection, columns, open_warehouse
