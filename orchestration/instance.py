@@ -3,9 +3,10 @@ turn it is."""
 
 import fcntl
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import dagster as dg
 from dagster._core.errors import raise_execution_interrupts
 from sqlalchemy.exc import DatabaseError
 
-from orchestration.project import REPOSITORY, Paths, ProjectError, exclusively
+from orchestration.project import REPOSITORY, Paths, ProjectError, exclusively, no_room
 
 # Seconds that the UI may take from recording a run to the start of its process.
 STARTING = 60
@@ -28,12 +29,32 @@ def open_instance(where: Paths) -> dg.DagsterInstance:
         try:
             instance = dg.DagsterInstance.get()
             _bury_the_dead(instance, where)
+            instance.event_log_storage.get_concurrency_keys()  # so that a damaged event log is told before a run begins
         except DatabaseError as error:
-            raise ProjectError(
-                f"{where.dagster_home}: Dagster can't read its storage ({error.orig}); remove the folder, and only the"
-                " history of runs is lost"
-            ) from None
+            raise storage_fault(where, error) from None
     return instance
+
+
+def storage_fault(where: Paths, error: DatabaseError) -> ProjectError:
+    """What ails Dagster's storage, and what to do: make room on the disk, or remove the folder."""
+    said = str(error.orig)
+    if "is full" in said or "disk I/O error" in said:
+        return no_room(where, said)
+    damaged = [str(file) for file in sorted(where.dagster_home.rglob("*.db")) if not _is_sound(file)]
+    return ProjectError(
+        f"{', '.join(damaged) or where.dagster_home}: Dagster can't read its storage ({said});"
+        f" {'' if damaged else 'run again, and if that does not help, '}remove the folder {where.dagster_home}, and"
+        " only the history of runs is lost"
+    )
+
+
+def _is_sound(file: Path) -> bool:
+    """Whether SQLite can read all of a file."""
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            return connection.execute("pragma quick_check(1)").fetchall() == [("ok",)]
+    except sqlite3.DatabaseError:
+        return False
 
 
 def _bury_the_dead(instance: dg.DagsterInstance, where: Paths) -> None:

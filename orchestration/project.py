@@ -1,10 +1,12 @@
 """Where everything is, and the dbt project as the engine reads it: the manifest is prepared here, once per change."""
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,10 @@ PARSED = {".sql", ".yml", ".yaml", ".md", ".csv", ".py"}
 NO_PROFILE = """
 It has no profiles.yml, which says where its warehouse is (with its own profile's name for 'shop'):
   shop: {target: local, outputs: {local: {type: duckdb, path: "{{ env_var('SCOREHOUSE_DATA') }}/warehouse.duckdb"}}}"""
+
+
+# Bytes: what a small run writes, several times over. With less, no run begins.
+LEAST_FREE = 64 << 20
 
 
 class ProjectError(RuntimeError):
@@ -81,7 +87,8 @@ def paths() -> Paths:
     """The folders of `SCOREHOUSE_PROJECT` and `SCOREHOUSE_DATA`, by default `dbt_project` and `data` of the repository.
 
     The environment of this process and its children is set to match, so that dbt and Dagster write nowhere else.
-    Raises `ProjectError` if the project's folder has no dbt_project.yml, or the data folder can't be written to.
+    Raises `ProjectError` if the project's folder has no dbt_project.yml, or the data folder can't be written to or is
+    on a full disk.
     """
     project = Path(os.environ.get("SCOREHOUSE_PROJECT") or REPOSITORY / "dbt_project").resolve()
     data = Path(os.environ.get("SCOREHOUSE_DATA") or REPOSITORY / "data").resolve()
@@ -98,6 +105,12 @@ def paths() -> Paths:
         raise ProjectError(
             f"{data}: can't be written to ({error.strerror}); set SCOREHOUSE_DATA to a folder that can"
         ) from None
+    free = shutil.disk_usage(data).free
+    if free < LEAST_FREE:
+        raise ProjectError(
+            f"{data}: only {free >> 20} MB are free there, and a run needs {LEAST_FREE >> 20} MB at the least;"
+            " make room, or set SCOREHOUSE_DATA to a folder that has it"
+        )
     os.environ |= {
         "SCOREHOUSE_PROJECT": str(project),
         "SCOREHOUSE_DATA": str(data),
@@ -109,6 +122,14 @@ def paths() -> Paths:
         "DAGSTER_HOME": str(found.dagster_home),
     }
     return found
+
+
+def no_room(where: Paths, said: str) -> ProjectError:
+    """That the disk of the data folder is full, as somebody `said`, and what to do."""
+    free = shutil.disk_usage(where.data).free
+    return ProjectError(
+        f"{where.data}: can't be written to ({said}; {free >> 20} MB are free there); make room, and run again"
+    )
 
 
 @contextmanager
@@ -168,6 +189,8 @@ def prepare_manifest(where: Paths) -> Path:
             str(where.project),
         ]
         parsed = subprocess.run(arguments, cwd=where.project, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if parsed.returncode != 0 and os.strerror(errno.ENOSPC) in parsed.stdout + parsed.stderr:
+            raise no_room(where, f"dbt: {os.strerror(errno.ENOSPC)}")
         if parsed.returncode != 0:
             raise ProjectError(
                 f"{where.project}: dbt can't parse the project:\n{(parsed.stdout + parsed.stderr).strip()}"

@@ -1,6 +1,7 @@
 """`make run`: the job `everything`, in this process, shown while it happens and recorded where `make ui` looks."""
 
 import argparse
+import errno
 import importlib
 import os
 import shlex
@@ -11,7 +12,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,10 +21,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sqlalchemy.exc import DatabaseError
 
 from ml.declarations import DeclarationError, Project
-from orchestration.instance import alive, give_slots_back, open_instance, turn
-from orchestration.project import REPOSITORY, Paths, ProjectError, claim_data, load_project, paths, read_json
+from orchestration.instance import alive, give_slots_back, open_instance, storage_fault, turn
+from orchestration.project import (
+    REPOSITORY,
+    Paths,
+    ProjectError,
+    claim_data,
+    load_project,
+    no_room,
+    paths,
+    read_json,
+)
 from orchestration.warehouse import WarehouseError
 from serving import store
 from serving.generation import CorruptGeneration
@@ -141,11 +152,22 @@ def full_log(folder: Path) -> Iterator[tuple[Path, TextIO]]:
         try:
             yield file, screen
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                _flush_or_drop(stream)
             os.dup2(terminal, 1)
             os.dup2(errors, 2)
             os.close(errors)
+
+
+def _flush_or_drop(stream: TextIO) -> None:
+    """Writes what a stream still holds. What doesn't fit on a full disk is dropped, else the terminal would get it."""
+    try:
+        stream.flush()
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
+        stream.flush()
 
 
 def reasons_of_dbt(where: Paths, run_id: str) -> list[tuple[str, str]]:
@@ -205,36 +227,40 @@ def run(full_refresh: bool = False) -> int:
     warnings.simplefilter("ignore")
     try:
         where = paths()
-    except ProjectError as error:
-        print(f"✗ {error}", file=sys.stderr)
-        return 1
-    with full_log(where.logs) as (log, screen):
-        console = Console(file=screen, width=None if screen.isatty() else 120)
-        console.print(
-            f"Scorehouse: {where.project.name} into {where.data}; the full log is {log}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        try:
-            return _run(where, console, log, full_refresh)
-        except (DeclarationError, ProjectError, WarehouseError, CorruptGeneration) as error:
-            for line in str(error).splitlines():
-                console.print(
-                    f"[red]✗[/] {line}" if not line.startswith(" ") else line, highlight=False, soft_wrap=True
-                )
-            return 1
-        except Exception as error:
-            traceback.print_exc()  # into the log
-            reason = (str(error).strip() or "no reason was given").splitlines()[0]
+        with full_log(where.logs) as (log, screen):
+            console = Console(file=screen, width=None if screen.isatty() else 120)
             console.print(
-                f"[red]✗[/] {escape(f'{type(error).__name__}: {reason}')}\nRead more in {log}",
+                f"Scorehouse: {where.project.name} into {where.data}; the full log is {log}",
                 highlight=False,
                 soft_wrap=True,
             )
-            return 1
-        except KeyboardInterrupt:
-            console.print(f"[yellow]stopped[/]: {_published(where)}; run again to go on")
-            return 130
+            try:
+                return _run(where, console, log, full_refresh)
+            except Exception as error:
+                for line in _reason(error, where, log).splitlines():
+                    sign = "" if line.startswith(" ") else "[red]✗[/] "
+                    console.print(f"{sign}{escape(line)}", highlight=False, soft_wrap=True)
+                return 1
+            except KeyboardInterrupt:
+                console.print(f"[yellow]stopped[/]: {_published(where)}; run again to go on")
+                return 130
+    except ProjectError as error:
+        print(f"✗ {error}", file=sys.stderr)
+        return 1
+
+
+def _reason(error: Exception, where: Paths, log: Path) -> str:
+    """Why a run could not be made, in the engine's words; of what it has none for, the kind, and where to read more."""
+    if isinstance(error, DatabaseError):
+        error = storage_fault(where, error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        error = no_room(where, str(error))
+    if isinstance(error, DeclarationError | ProjectError | WarehouseError | CorruptGeneration):
+        return str(error)
+    with suppress(OSError):
+        traceback.print_exc()  # into the log
+    reason = (str(error).strip() or "no reason was given").splitlines()[0]
+    return f"{type(error).__name__}: {reason}\n  Read more in {log}"
 
 
 def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:

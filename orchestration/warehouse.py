@@ -1,5 +1,6 @@
 """The warehouse: a DuckDB file. The only room that knows which warehouse it is and opens it."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -45,6 +46,8 @@ def open_warehouse(file: Path) -> Iterator[Connection]:
                 raise WarehouseError(
                     f"{file}: another program has it open; close it and run again ({reason})"
                 ) from None
+            if os.strerror(errno.ENOSPC) in reason:
+                raise WarehouseError(f"{file}: can't be opened: {reason}; make room, and run again") from None
             raise WarehouseError(
                 f"{file}: can't be opened: {reason}. If it is damaged, bring a copy back, or remove it: all is built"
                 " anew then, except the predictions and verdicts of the past"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from orchestration.instance import STARTING, in_process_executor, open_instance
+from orchestration.instance import STARTING, in_process_executor, open_instance, storage_fault
 from orchestration.project import Paths, ProjectError, paths
 from tests.conftest import LOANS, REPOSITORY, environment_of
 
@@ -168,8 +169,22 @@ def test_ctrl_c_ends_a_run_that_waits(where: Paths, tmp_path: Path, holding: Hol
     assert "stopped: nothing has been published yet" in printed
 
 
-def test_a_damaged_storage_is_told_with_what_to_do(where: Paths) -> None:
+@pytest.mark.parametrize("damaged", ["history/runs.db", "history/runs/index.db", "schedules/schedules.db"])
+def test_a_damaged_storage_is_told_by_name_with_what_to_do(where: Paths, damaged: str) -> None:
     open_instance(where).dispose()
-    (where.dagster_home / "history" / "runs.db").write_bytes(b"no database" * 100)
-    with pytest.raises(ProjectError, match=r"Dagster can't read its storage .* remove the folder"):
+    file = where.dagster_home / damaged
+    file.write_bytes(b"no database" * 100)
+    with pytest.raises(ProjectError) as raised:
         open_instance(where)
+    assert str(raised.value) == (
+        f"{file}: Dagster can't read its storage (file is not a database); remove the folder {where.dagster_home}, and"
+        " only the history of runs is lost"
+    )
+
+
+def test_a_full_disk_is_no_damage(where: Paths) -> None:
+    open_instance(where).dispose()
+    full = sqlite3.OperationalError("database or disk is full")
+    told = str(storage_fault(where, OperationalError("insert", {}, full)))
+    said = r"can't be written to \(database or disk is full; \d+ MB are free there\)"
+    assert re.fullmatch(f"{where.data}: {said}; make room, and run again", told)

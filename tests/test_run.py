@@ -1,11 +1,20 @@
 """What `make run` tells of a failure."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from orchestration.project import Paths
-from orchestration.run import reasons_of_dbt
+from orchestration.run import reasons_of_dbt, run
+from tests.conftest import LOANS, REPOSITORY, environment_of
 
 
 def test_what_dbt_said_in_an_earlier_run_does_not_explain_this_one(tmp_path: Path) -> None:
@@ -17,3 +26,45 @@ def test_what_dbt_said_in_an_earlier_run_does_not_explain_this_one(tmp_path: Pat
     results.write_text(json.dumps({"results": [failed]}))
     assert [thing for thing, _ in reasons_of_dbt(where, earlier)] == ["shop.unique.1"]
     assert reasons_of_dbt(where, this) == []
+
+
+def test_a_run_on_a_full_disk_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCOREHOUSE_PROJECT", str(LOANS))
+    monkeypatch.setenv("SCOREHOUSE_DATA", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 << 20))
+    assert run() == 1
+    assert capsys.readouterr().err == (
+        f"✗ {tmp_path}: only 3 MB are free there, and a run needs 64 MB at the least; make room, or set SCOREHOUSE_DATA"
+        " to a folder that has it\n"
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_is_told_in_one_line(small_disk: Path, tmp_path: Path) -> None:
+    anyway = "import sys; from orchestration import project, run; project.LEAST_FREE = 0; sys.exit(run.run())"
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", anyway],
+        cwd=REPOSITORY,
+        env=environment_of(LOANS, small_disk, tmp_path / "home"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert f"✗ {small_disk}: can't be written to (" in done.stdout and "make room, and run again" in done.stdout
+    assert "Traceback" not in done.stdout and "remove" not in done.stdout
