@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, get
 from litestar.enums import ScopeType
-from litestar.exceptions import HTTPException, NotFoundException
+from litestar.exceptions import HTTPException, NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.spec import Components, Example, Tag
@@ -68,9 +68,13 @@ def _problem_spec(description: str) -> ResponseSpec:
 def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
     """The handlers of the API over a catalogue."""
     unknown_score = _problem_spec("The score is not known.")
+    not_served = _problem_spec("What is published of the score is damaged; `detail` says which file and how.")
 
     def no_score(score: str) -> NoReturn:
         known = list(catalogue.scores)
+        if fault := catalogue.faults.get(score):
+            detail = f"Score '{score}' cannot be served: {fault}. Publish anew or roll back."
+            raise ServiceUnavailableException(detail=detail, extra={"known_scores": known})
         detail = f"Unknown score '{_short(score)}'. Known scores: {', '.join(known) or 'none yet'}."
         raise NotFoundException(detail=detail, extra={"known_scores": known})
 
@@ -83,7 +87,7 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         sync_to_thread=False,
         tags=["scores"],
         summary="One score",
-        responses={404: unknown_score},
+        responses={404: unknown_score, 503: not_served},
     )
     def one_score(score: ScoreName) -> ScoreSummary:
         served = catalogue.scores.get(score)
@@ -101,6 +105,7 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
                 CustomerAnswer, generate_examples=False, description="The customer's score.", examples=[_EXAMPLE]
             ),
             404: _problem_spec("The score or the customer is not known; `detail` says which."),
+            503: not_served,
         },
     )
     def one_customer(request: Request[Any, Any, Any], score: ScoreName, customer_id: CustomerId) -> ASGIResponse:

@@ -9,6 +9,8 @@
 
 `write` stages a bundle beside the others and renames it, `verify` reads it back, `flip` puts its name into CURRENT.
 A publisher killed at any instant leaves CURRENT as it was, and at worst a dot-folder that `prune` removes.
+Nothing in a published generation may be edited in place: store.mdb is mapped into the memory of the server's processes,
+and to cut it short kills them (SIGBUS). To remove its folder is safe: they go on with the file that they have open.
 """
 
 import hashlib

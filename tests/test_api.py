@@ -234,6 +234,16 @@ def test_one_corrupt_score_does_not_stop_the_others(root: Path) -> None:
             "freshness": None,
             "fault": "upsell/CURRENT: '../churn/g1' is no name of a generation",
         }
+        for path in ("/scores/upsell", "/scores/upsell/customers/1"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+            assert answer.json() == {
+                "title": "Service Unavailable",
+                "status": 503,
+                "detail": "Score 'upsell' cannot be served: upsell/CURRENT: '../churn/g1' is no name of a generation."
+                " Publish anew or roll back.",
+                "known_scores": ["churn"],
+            }
 
 
 def test_a_rollback_and_a_removed_folder_leave_lookups_working(root: Path, client: Client) -> None:
