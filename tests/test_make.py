@@ -11,9 +11,10 @@ from tests.conftest import LOANS, REPOSITORY
 
 
 def commands_of_check(project: Path, data: Path) -> list[str]:
-    environment = {**os.environ, "SCOREHOUSE_PROJECT": str(project), "SCOREHOUSE_DATA": str(data)}
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment = {**outer, "SCOREHOUSE_PROJECT": str(project), "SCOREHOUSE_DATA": str(data)}
     told = subprocess.run(
-        ["make", "--dry-run", "--assume-old=.venv/installed", "check"],
+        ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/installed", "check"],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
