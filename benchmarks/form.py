@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+MET = {True: "yes", False: "no", None: "–"}
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -22,10 +23,11 @@ def is_full(about: str) -> bool:
 
 
 def figure(
-    name: str, ours: float, reference: float, aim: float, *, unit: str = "s", more_is_better: bool = False
+    name: str, ours: float, reference: float, aim: float | None, *, unit: str = "s", more_is_better: bool = False
 ) -> dict[str, Any]:
-    """A row: ours against a reference measured in the same run, and whether the ratio meets the aim."""
+    """A row: ours against a reference measured in the same run, and whether the ratio meets the aim, if there is one."""
     ratio = ours / reference
+    met = None if aim is None else bool(ratio >= aim if more_is_better else ratio <= aim)
     return {
         "figure": name,
         "ours": round(ours, 3),
@@ -33,7 +35,7 @@ def figure(
         "unit": unit,
         "ratio": round(ratio, 3),
         "aim": aim,
-        "met": bool(ratio >= aim if more_is_better else ratio <= aim),
+        "met": met,
     }
 
 
@@ -43,7 +45,8 @@ def report(name: str, rows: list[dict[str, Any]], notes: dict[str, float]) -> No
     for title in ("figure", "ours", "reference", "unit", "ratio", "aim", "met"):
         table.add_column(title, justify="left" if title in ("figure", "unit") else "right")
     for row in rows:
-        table.add_row(*("yes" if value is True else "no" if value is False else str(value) for value in row.values()))
+        *values, met = row.values()
+        table.add_row(*("–" if value is None else str(value) for value in values), MET[met])
     console = Console(width=120)
     console.print(table)
     for part, value in notes.items():
