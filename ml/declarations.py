@@ -4,6 +4,7 @@ All mistakes are one `DeclarationError`, which names file, thing and fault of ea
 anything runs.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -13,7 +14,7 @@ import msgspec
 
 from ml import evaluation
 from ml.sources import Api, Rule, Source, read_sources
-from ml.strictness import DeclarationError, Faults, Node, days, some, sound_part
+from ml.strictness import DeclarationError, Faults, Node, days, find_alike, some, sound_part
 
 __all__ = [
     "Api",
@@ -108,11 +109,11 @@ def read_project(manifest: Mapping[str, Any], variables: Mapping[str, Any], fold
     name = manifest["metadata"]["project_name"]
     today = _today(variables, name, folder, faults)
     sources = read_sources(_in_order(manifest["sources"]), folder, faults)
-    scores = [
-        _score(node, manifest, folder, faults)
-        for node in _in_order(manifest["exposures"])
-        if node["type"] == "ml" or "score" in node["config"]["meta"]
+    exposures = [
+        node for node in _in_order(manifest["exposures"]) if node["type"] == "ml" or "score" in node["config"]["meta"]
     ]
+    scores = [_score(node, manifest, folder, faults) for node in exposures]
+    find_alike({_named(node, folder): node["name"] for node in exposures}, faults)
     if faults:
         raise DeclarationError("\n".join(dict.fromkeys(faults)))
     return Project(
@@ -122,6 +123,10 @@ def read_project(manifest: Mapping[str, Any], variables: Mapping[str, Any], fold
 
 def _in_order(nodes: Mapping[str, Node]) -> list[Node]:
     return sorted(nodes.values(), key=lambda node: str(node["unique_id"]))
+
+
+def _named(node: Node, folder: str) -> str:
+    return f"{folder}/{node['original_file_path']}: exposure '{node['name']}'"
 
 
 def _today(variables: Mapping[str, Any], project: str, folder: str, faults: Faults) -> date | None:
@@ -137,7 +142,7 @@ def _today(variables: Mapping[str, Any], project: str, folder: str, faults: Faul
 
 def _score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Faults) -> Score | None:
     """The score of an exposure; None only where there is a fault."""
-    where = f"{folder}/{node['original_file_path']}: exposure '{node['name']}'"
+    where = _named(node, folder)
     if not re.fullmatch("[A-Za-z0-9_]+", node["name"]):
         faults.append(
             f"{where}: its name is also that of assets, tables and folders, so it has letters, digits and _ only"
@@ -320,7 +325,7 @@ def _bands(bands: Mapping[Any, Any], kind: Kind | None, where: str, faults: Faul
         faults.append(f"{where}: bands: two have the same name")
     numbers: dict[str, float] = {}
     for name, lowest in bands.items():
-        if isinstance(lowest, bool) or not isinstance(lowest, int | float):
+        if isinstance(lowest, bool) or not isinstance(lowest, int | float) or not math.isfinite(lowest):
             faults.append(f"{where}: bands: '{name}' starts at {lowest!r}, which is no number")
             continue
         if kind == "probability" and not 0 <= lowest < 1:

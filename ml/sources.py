@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ml.strictness import DAYS, Faults, Node, days, some, sound_part
+from ml.strictness import DAYS, Faults, Node, days, find_alike, some, sound_part
 
 LOAD_KEYS: dict[str, type] = {
     "from": str,
@@ -105,7 +105,9 @@ def read_sources(nodes: Sequence[Node], folder: str, faults: Faults) -> tuple[So
     for node in nodes:
         if "load" not in node["config"]["meta"]:
             _find_misspelt_load(node, folder, faults)
-    sources = [_source(node, folder, faults) for node in nodes if "load" in node["config"]["meta"]]
+    loaded = [node for node in nodes if "load" in node["config"]["meta"]]
+    sources = [_source(node, folder, faults) for node in loaded]
+    find_alike({_named(node, folder): f"{node['schema']}.{node['identifier']}" for node in loaded}, faults)
     for source in sources:
         shared = [other.id for other in sources if other.uri == source.uri and source.scheme == "events"]
         if len(shared) > 1:

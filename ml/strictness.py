@@ -48,6 +48,18 @@ def sound_part(
     return sound
 
 
+def find_alike(tables: Mapping[str, str], faults: Faults) -> None:
+    """Finds, of things and the tables they go to, those that the warehouse would put into one."""
+    seen: dict[str, str] = {}
+    for thing, table in tables.items():
+        other = seen.setdefault(table.lower(), thing)
+        if other != thing:
+            faults.append(
+                f"{thing}: '{table}' can't be told from '{tables[other]}' ({other}) by the warehouse, which ignores"
+                " case: call one of them otherwise"
+            )
+
+
 def some(names: Iterable[str], like: str) -> str:
     """The names that a mistyped one may have meant, or the first ones."""
     known = list(names)

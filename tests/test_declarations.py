@@ -233,6 +233,14 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
         lambda m: score_of(m).update(bands={"high": 60}),
         f"{EXPOSURE}: bands: 'high' starts at 60, but a probability lies between 0 and 1",
     ),
+    "band beyond all numbers": (
+        lambda m: score_of(m).update(kind="amount", gate=["r2 >= 0"], bands={"high": float("inf")}),
+        f"{EXPOSURE}: bands: 'high' starts at inf, which is no number",
+    ),
+    "band that is not a number": (
+        lambda m: score_of(m).update(kind="amount", gate=["r2 >= 0"], bands={"high": float("nan")}),
+        f"{EXPOSURE}: bands: 'high' starts at nan, which is no number",
+    ),
     "two bands of a name": (
         lambda m: score_of(m).update(bands={1: 0.5, "1": 0.0}),
         f"{EXPOSURE}: bands: two have the same name",
@@ -394,6 +402,26 @@ def test_a_name_that_can_not_be_an_assets_is_refused(name: str) -> None:
 
 def meta_of(found: Manifest) -> dict[str, Any]:
     return found["sources"]["source.shop.raw.visits"]["config"]["meta"]  # type: ignore[no-any-return]
+
+
+def test_names_that_differ_in_case_only_are_one_to_the_warehouse_and_refused() -> None:
+    changed = manifest()
+    for things, unique_id, name in (
+        ("exposures", "exposure.shop.leaving", {"name": "Leaving"}),
+        ("sources", "source.shop.raw.visits", {"name": "all_visits", "identifier": "Visits"}),
+    ):
+        twin = copy.deepcopy(changed[things][unique_id])
+        changed[things][f"{unique_id}_twin"] = {**twin, **name, "unique_id": f"{unique_id}_twin"}
+    with pytest.raises(DeclarationError) as raised:
+        read_project(changed, {}, "dbt_project")
+    assert str(raised.value).splitlines() == [
+        "dbt_project/models/sources.yml: source 'raw.all_visits': 'raw.Visits' can't be told from 'raw.visits'"
+        " (dbt_project/models/sources.yml: source 'raw.visits') by the warehouse, which ignores case: call one of them"
+        " otherwise",
+        "dbt_project/models/scores.yml: exposure 'Leaving': 'Leaving' can't be told from 'leaving'"
+        " (dbt_project/models/scores.yml: exposure 'leaving') by the warehouse, which ignores case: call one of them"
+        " otherwise",
+    ]
 
 
 @pytest.mark.parametrize("key", ["lod", "laod", "loads", "Load"])
