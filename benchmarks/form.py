@@ -25,7 +25,7 @@ def is_full(about: str) -> bool:
 def figure(
     name: str, ours: float, reference: float, aim: float | None, *, unit: str = "s", more_is_better: bool = False
 ) -> dict[str, Any]:
-    """A row: ours against a reference measured in the same run, and whether the ratio meets the aim, if there is one."""
+    """A row: ours against a reference measured in the same run, and whether the ratio meets the aim, if any."""
     ratio = ours / reference
     met = None if aim is None else bool(ratio >= aim if more_is_better else ratio <= aim)
     return {
