@@ -109,6 +109,14 @@ def read_sources(nodes: Sequence[Node], folder: str, faults: Faults) -> tuple[So
     sources = [_source(node, folder, faults) for node in loaded]
     find_alike({_named(node, folder): f"{node['schema']}.{node['identifier']}" for node in loaded}, faults)
     for source in sources:
+        place = (source.schema.lower(), source.table.lower())
+        others = [other for other in sources if other.table.lower() == place[1] and other.schema.lower() < place[0]]
+        if others:
+            faults.append(
+                f"{source.file}: source '{source.schema}.{source.table}': its bad rows would go to quarantine"
+                f".{source.table}, as those of '{others[0].schema}.{others[0].table}': call one of the tables otherwise"
+            )
+    for source in sources:
         shared = [other.id for other in sources if other.uri == source.uri and source.scheme == "events"]
         if len(shared) > 1:
             faults.append(f"{source.file}: from '{source.uri}': {' and '.join(shared)} can't share the same events")

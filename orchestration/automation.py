@@ -62,6 +62,6 @@ def _waiting(source: Source, where: Paths) -> str | None:
 
     if source.scheme == "events":
         pending = pending_events(source, where)
-        return f"{pending.bytes} of {pending.total} bytes" if pending.bytes else None
+        return pending.state if pending.bytes else None
     found = waiting(source)
     return found.state if found.messages else None

@@ -84,7 +84,7 @@ class Loading(msgspec.Struct, kw_only=True):
             select
                 source, arg_max(fingerprint, loaded_at) filter (fingerprint <> '') as newest, list(distinct batch_id)
             from quality.source_metrics
-            where schema_name = ? and table_name = ? and status = 'landed'
+            where schema_name = ? and table_name = ? and status <> 'failed'
             group by 1
             having newest is not null
             """,

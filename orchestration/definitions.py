@@ -22,11 +22,13 @@ def define(where: Paths) -> dg.Definitions:
     publish_contracts(project, where)
     manifest = read_manifest(prepare_manifest(where))
     keys = asset_keys(manifest)
-    assets = [raw_asset(source, keys[source.id], project, where) for source in project.sources]
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
+        raw_asset(source, keys[source.id], project, where) for source in project.sources
+    ]
     for source in manifest["sources"].values():
         if (source["schema"], source["identifier"]) == ("quality", "source_metrics"):
             raw = [keys[loaded.id] for loaded in project.sources]
-            assets.append(figures_asset(keys[source["unique_id"]], raw, project, where))
+            assets.append(figures_asset(keys[source["unique_id"]], raw))
     assets.append(transformed_assets(manifest, where))
     for score in project.scores:
         features, label = keys[score.features_id], keys[score.label_id]

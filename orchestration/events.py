@@ -91,10 +91,10 @@ def batches_of_events(loading: Loading) -> Iterator[Batch]:
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """Bytes of a log that are not loaded yet, and of the whole log; of lines that have an end."""
+    """Bytes of a log that are not loaded yet, of lines that have an end; and what tells this log from a longer one."""
 
     bytes: int
-    total: int
+    state: str
 
 
 def pending_events(source: Source, where: Paths) -> Pending:
@@ -105,7 +105,8 @@ def pending_events(source: Source, where: Paths) -> Pending:
     except (FileNotFoundError, ValueError):
         offsets = {}
     ends = {file.name: _last_line_end(file) for file in folder.glob("*.jsonl")}
-    return Pending(sum(max(0, end - offsets.get(name, 0)) for name, end in ends.items()), sum(ends.values()))
+    state = " ".join(f"{name}:{end}" for name, end in sorted(ends.items()))
+    return Pending(sum(max(0, end - offsets.get(name, 0)) for name, end in ends.items()), state)
 
 
 def log_of(source: Source, data: Path) -> Path:

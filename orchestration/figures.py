@@ -26,6 +26,8 @@ TABLES = """
         cursor_min varchar, cursor_max varchar, freshness_lag_seconds double,
         trailing_median_rows double, volume_ratio double, added_columns varchar
     );
+    -- tables whose first full load is not done yet: all its batches are history, also after a stop
+    create table if not exists quality.first_loads (schema_name varchar, table_name varchar);
 """
 
 
@@ -118,7 +120,7 @@ def record(
         "source": batch.source,
         "fingerprint": batch.fingerprint,
         "loaded_at": loaded_at,
-        "status": "landed",
+        "status": "readmitted" if batch.then else "landed",
         "rows": landed.rows,
         "bytes": batch.bytes,
         "seconds": (datetime.now(started.tzinfo) - started).total_seconds(),
@@ -135,7 +137,7 @@ def record(
         "cursor_max": None if last is None else str(last),
         "freshness_lag_seconds": _lag(last, clock),
         "trailing_median_rows": median,
-        "volume_ratio": landed.rows / median if median else None,
+        "volume_ratio": landed.rows / median if median and not batch.then else None,
         "added_columns": ", ".join(landed.added_columns),
     }
     connection.execute("insert into quality.source_metrics by name select unnest(?)", [row])

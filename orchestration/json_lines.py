@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from orchestration import warehouse
+from orchestration.batches import is_own
 from orchestration.warehouse import Connection
 
 TYPES = {"UBIGINT": "BIGINT", "BIGINT": "BIGINT", "DOUBLE": "DOUBLE", "BOOLEAN": "BOOLEAN"}
@@ -76,17 +77,19 @@ def json_rows(connection: Connection, lines: str, wanted: Mapping[str, str] | No
         f"coalesce({', '.join(_values(keys, column in exact))}) as {warehouse.name(column)}"
         for column, keys in spelled.items()
     )
+    held = [warehouse.name(column) for column in wanted or {} if not is_own(column)]
+    # Of lines without any key the columns are all absent: they have no column of their own.
+    nothing = ", ".join(f"null::varchar as {column}" for column in held) or "line"
     connection.execute(
         f"""
         create or replace temp table staged as
-        select {columns or "line"} from (
+        select {columns or nothing} from (
             select line, json_transform(line, {texts}) as texts, json_transform(line, {exacts}) as exact
             from temp.objects
         )
         """
     )
-    if sniffed:
-        connection.execute("drop table temp.objects")
+    connection.execute("drop table temp.objects")
     return Rows(
         relation="temp.staged",
         sniffed=sniffed,

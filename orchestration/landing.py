@@ -1,6 +1,5 @@
 """Lands a batch of rows in its raw table: typed, judged by the source's rules, each row once, in one transaction."""
 
-import math
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -23,11 +22,14 @@ QUARANTINE = """
 """
 
 
-def land(connection: Connection, source: Source, batch: Batch, loaded_at: datetime, clock: datetime) -> Landed:
+def land(
+    connection: Connection, source: Source, batch: Batch, loaded_at: datetime, clock: datetime, is_history: bool = False
+) -> Landed:
     """Lands a batch in the transaction that the caller has begun, and records its figures in quality.source_metrics.
 
-    `clock` is the moment it is for the project, `loaded_at` the real one. Bad rows go to quarantine.<table>. Raises
-    `LoadError` if columns are missing or retyped, or more rows than `max_rejected` are bad; the caller then rolls back.
+    `clock` is the moment it is for the project, `loaded_at` the real one; `is_history` says that the batch is of the
+    first full load, whose rows keep their own clock. Bad rows go to quarantine.<table>. Raises `LoadError` if columns
+    are missing or retyped, or more rows than `max_rejected` are bad; the caller then rolls back.
     """
     started = datetime.now(loaded_at.tzinfo)
     incoming = described(connection, batch.relation)
@@ -41,11 +43,9 @@ def land(connection: Connection, source: Source, batch: Batch, loaded_at: dateti
     is_first = not held or not _has_rows(connection, source)
     connection.execute(QUARANTINE.format(table=quarantine_of(source)))
     make_table(connection, source, expected, held)
-    for earlier in batch.replaces:
-        connection.execute(f"delete from {table_of(source)} where _batch_id = ?", [earlier])
-        connection.execute(
-            f"delete from {quarantine_of(source)} where batch_id = ? and readmitted_at is null", [earlier]
-        )
+    if not held:  # what was repaired was in the table that is gone
+        connection.execute(f"update {quarantine_of(source)} set readmitted_at = null")
+    _withdraw(connection, source, batch)
     is_first = is_first or not _has_rows(connection, source)
 
     rules = [
@@ -72,17 +72,24 @@ def land(connection: Connection, source: Source, batch: Batch, loaded_at: dateti
     if bad_rows:
         found = _rejected_rows(judged, bad, faults, batch)
         set_aside = f"{found} union all {accepted.conflicts}" if accepted.conflicts else found
-        # What comes again, as within an overlap, is set aside already and counts no more.
-        new = f"select * from ({set_aside}) where (rule, row) not in (select (rule, row) from {quarantine_of(source)})"
+        # What comes again from the same place, as within an overlap, is set aside already and counts no more.
+        known = f"""
+            select (rule, row) from {quarantine_of(source)}
+            where source = {warehouse.literal(batch.source)} and (repaired is null or readmitted_at is not null)
+        """
+        new = f"select * from ({set_aside}) where (rule, row) not in ({known})"
         connection.execute(f"create or replace temp table rejected as {new}")
         (new_bad_rows,) = warehouse.one(connection, "select count(*) from temp.rejected")
-        if new_bad_rows > math.floor(source.max_rejected * rows):
+        if new_bad_rows / rows > source.max_rejected:
             raise LoadError(_too_many(connection, source, batch, rows, new_bad_rows, rejected))
         _quarantine(connection, source, batch, loaded_at)
-    known_at = _known_at(source, is_first, clock)
+    known_at = _known_at(source, is_history, clock)
     landed = _insert(connection, source, batch, accepted, expected, loaded_at, known_at)
-    deleted = sweep(connection, source, batch, expected)
-    connection.execute(f"drop table if exists temp.accepted; drop table if exists temp.met; {batch.then or ''}")
+    _keep_their_clock(connection, source, batch)
+    deleted = sweep(connection, source, batch, expected) + _lost(connection, source, batch)
+    for made in ("accepted", "met", "rejected", "withdrawn"):
+        connection.execute(f"drop table if exists temp.{made}")
+    connection.execute(batch.then or "select 1")
     result = Landed(
         batch=batch.id,
         rows=rows,
@@ -99,16 +106,75 @@ def land(connection: Connection, source: Source, batch: Batch, loaded_at: dateti
     return result
 
 
+def _withdraw(connection: Connection, source: Source, batch: Batch) -> None:
+    """Takes out the rows that a batch is a newer version of, and what was set aside of them."""
+    if not batch.replaces:
+        return
+    replaced = ", ".join(map(warehouse.literal, batch.replaces))
+    connection.execute(
+        f"""
+        create or replace temp table withdrawn as from {table_of(source)} where _batch_id in ({replaced});
+        delete from {table_of(source)} where _batch_id in ({replaced});
+        delete from {quarantine_of(source)} where batch_id in ({replaced})
+        """
+    )
+
+
+def _same(connection: Connection, source: Source, one: str, other: str) -> str:
+    """SQL of whether two rows are of the same key, or where there is none, the same."""
+    columns = source.key or tuple(
+        column for column in warehouse.columns(connection, source.schema, source.table) if not is_own(column)
+    )
+    return " and ".join(
+        f"{one}.{column} is not distinct from {other}.{column}" for column in map(warehouse.name, columns)
+    )
+
+
+def _keep_their_clock(connection: Connection, source: Source, batch: Batch) -> None:
+    """What the version before had already, was known then."""
+    if not (batch.replaces and source.known_at):
+        return
+    connection.execute(
+        f"""
+        update {table_of(source)} as held set {KNOWN_AT} = withdrawn.{KNOWN_AT} from temp.withdrawn as withdrawn
+        where held._batch_id = ? and {_same(connection, source, "held", "withdrawn")}
+        """,
+        [batch.id],
+    )
+
+
+def _lost(connection: Connection, source: Source, batch: Batch) -> int:
+    """How many rows the newer version of a batch no longer has. Another file may have them: all are read again then."""
+    if not batch.replaces:
+        return 0
+    (lost,) = warehouse.one(
+        connection,
+        f"""
+        select count(*) from temp.withdrawn as withdrawn
+        anti join {table_of(source)} as held on {_same(connection, source, "held", "withdrawn")}
+        """,
+    )
+    if lost and source.key:
+        connection.execute(
+            """
+            update quality.source_metrics set fingerprint = ''
+            where schema_name = ? and table_name = ? and source <> ?
+            """,
+            [source.schema, source.table, batch.source],
+        )
+    return int(lost)
+
+
 def _has_rows(connection: Connection, source: Source) -> bool:
     return bool(warehouse.one(connection, f"select exists (from {table_of(source)})")[0])
 
 
-def _known_at(source: Source, is_first: bool, clock: datetime) -> str | None:
+def _known_at(source: Source, is_history: bool, clock: datetime) -> str | None:
     """SQL of `_known_at`: history keeps its own clock, what comes later is known when it comes."""
     if not source.known_at:
         return None
     now = f"timestamptz '{clock.isoformat()}'"
-    return f"coalesce({warehouse.name(source.known_at)}::timestamptz, {now})" if is_first else now
+    return f"coalesce({warehouse.name(source.known_at)}::timestamptz, {now})" if is_history else now
 
 
 def _insert(

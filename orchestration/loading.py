@@ -66,15 +66,29 @@ def load(
         clock=clock,
     )
     landed = [_land(connection, patient, batch, clock) for patient, batch in _repaired(loading)]
+    is_history = _is_first(connection, source)
     with closing(_read(loading)) as batches:
         for batch in batches:
-            landed.append(_land(connection, source, batch, clock))
+            landed.append(_land(connection, source, batch, clock, is_history))
             log(f"{source.schema}.{source.table}: {landed[-1].rows:,} rows of {batch.source}")
     if not warehouse.exists(connection, source.schema, source.table):
         nothing = f"{told(source)}: nothing has come yet from '{without_secrets(source.uri)}'"
         raise LoadError("; ".join([nothing, *loading.notes]))
+    connection.execute(
+        "delete from quality.first_loads where schema_name = ? and table_name = ?", [source.schema, source.table]
+    )
     (rows,) = warehouse.one(connection, f"select count(*) from {table_of(source)}")
     return Loaded(rows=rows, batches=landed, notes=loading.notes)
+
+
+def _is_first(connection: Connection, source: Source) -> bool:
+    """Whether this is the first full load of a table, or goes on with one that was stopped."""
+    place = [source.schema, source.table]
+    if not warehouse.exists(connection, *place):
+        connection.execute("delete from quality.first_loads where schema_name = ? and table_name = ?", place)
+        connection.execute("insert into quality.first_loads values (?, ?)", place)
+    query = "select count(*) from quality.first_loads where schema_name = ? and table_name = ?"
+    return bool(warehouse.one(connection, query, place)[0])
 
 
 def _read(loading: Loading) -> Generator[Batch]:
@@ -100,7 +114,10 @@ def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
     What is bad in them still goes back to the quarantine. A newer version of the file replaces them, too.
     """
     connection, source = loading.connection, loading.source
-    if not warehouse.exists(connection, "quarantine", source.table):
+    if not (
+        warehouse.exists(connection, "quarantine", source.table)
+        and warehouse.exists(connection, source.schema, source.table)
+    ):
         return
     quarantine = quarantine_of(source)
     waiting = f"from {quarantine} where repaired is not null and readmitted_at is null"
@@ -122,15 +139,15 @@ def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
         yield msgspec.structs.replace(source, max_rejected=1.0), batch
 
 
-def _land(connection: Connection, source: Source, batch: Batch, clock: datetime) -> Landed:
+def _land(connection: Connection, source: Source, batch: Batch, clock: datetime, is_history: bool = False) -> Landed:
     loaded_at = datetime.now(UTC)
     try:
         with warehouse.transaction(connection):
-            return landing.land(connection, source, batch, loaded_at, clock)
+            return landing.land(connection, source, batch, loaded_at, clock, is_history)
     except LoadError as error:
         fault = str(error)
     except duckdb.Error as error:
-        fault = f"{told(source)}: {batch.source} can't be read, the table stays as it was: {_reason(error)}"
+        fault = f"{told(source)}: {batch.source} did not land, the table stays as it was: {_reason(error)}"
     record_failure(connection, source, batch, fault, loaded_at)
     raise LoadError(fault)
 

@@ -95,12 +95,12 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     from reports.drift import drift_report
 
     model = load_model(where, score, champion["version"])
-    reference: pa.Table = connection.execute(reference_query).to_arrow_table()
+    reference: pa.Table = connection.sql(reference_query).to_arrow_table()
     scored = prediction.score_rows(model, reference)
     reference = reference.drop_columns(list(keys)).append_column(PREDICTION, pa.array(scored))
     report = drift_report(
         reference,
-        connection.execute(current_query).to_arrow_table(),
+        connection.sql(current_query).to_arrow_table(),
         title=f"{score.title}: drift at {day}",
         columns={name: "category" if types[name] in ("category", "boolean") else "number" for name in charted},
         prediction=PREDICTION,

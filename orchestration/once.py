@@ -39,7 +39,7 @@ def accept(
     connection.execute(
         f"""
         create or replace temp table accepted as
-        with rows as (select *, hash(good) as _content, {cursor} as _cursor from ({good}) as good),
+        with rows as (select *, hash(_row) as _content, {cursor} as _cursor from ({good}) as _row),
         placed as (select *, row_number() over () as _place from rows)
         select
             *,
@@ -70,9 +70,9 @@ def accept(
         found.rejected = {rule: conflicting}
         found.conflicts = f"""
             select {warehouse.literal(rule)} as rule,
-                to_json(accepted)::varchar as row
+                to_json(_row)::varchar as row
             from (select * exclude ({MARKS}) from temp.accepted
-                where _nth > 1 and not _is_same and not _is_older) as accepted
+                where _nth > 1 and not _is_same and not _is_older) as _row
         """
     if not is_first:
         _meet(connection, source, found)

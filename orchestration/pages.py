@@ -68,7 +68,7 @@ def _pages(loading: Loading) -> Iterator[tuple[int, list[str]]]:
     client = _client(source, url, interval)
     with client.session:
         pages = client.paginate(params=_params(loading), paginator=_paginator(source), data_selector=_selector(source))
-        before: list[str] = []
+        seen: set[str] = set()
         for number in itertools.count(1):
             where = f"{told(source)}: load: from '{without_secrets(source.uri)}': page {number}"
             asked = time.monotonic()
@@ -78,12 +78,13 @@ def _pages(loading: Loading) -> Iterator[tuple[int, list[str]]]:
             lines = [json.dumps(row) for row in page]
             if len(lines) <= 1:  # a place that isn't there gives none, and an object that is no list is given as one
                 _check_rows(source, page.response.json(), where)
-            if lines and lines == before:
+            digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+            if lines and digest in seen:
                 raise LoadError(
-                    f"{where} has the same rows as the one before, so there would be no end: does the API know the"
+                    f"{where} has the same rows as one before, so there would be no end: does the API know the"
                     f" parameters of api: pages: {source.api.pages}?"
                 )
-            before = lines
+            seen.add(digest)
             yield len(page.response.content), lines
             if page.paginator.has_next_page:
                 _check_next(source, url, page.request.url, where)

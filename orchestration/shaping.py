@@ -89,6 +89,11 @@ def make_table(connection: Connection, source: Source, expected: Mapping[str, st
             [source.schema, source.table],
         )
         return
+    if source.known_at and KNOWN_AT not in warehouse.columns(connection, source.schema, source.table):
+        raise LoadError(
+            f"{told(source)}: known_at is declared, but the table was loaded without it, and its rows have lost when"
+            f" they were known; keep it under another name, or drop table {source.schema}.{source.table}, and run again"
+        )
     for column, kind in expected.items():
         if column not in held:
             connection.execute(f"alter table {table_of(source)} add column {warehouse.name(column)} {kind}")
@@ -126,7 +131,7 @@ def judged_rows(
         else:
             cast = _cast(name, incoming[column], kind)
             columns.append(f"{cast} as {name}")
-            misfits.append(f"{name} is not null and {cast} is null as {broken(len(faults))}")
+            misfits.append(f"{name} is not null and {_misfit(name, cast, kind)} as {broken(len(faults))}")
             faults.append(f"{column} is no {kind.lower()}")
     packed = ", ".join(f"{warehouse.name(column)} := {warehouse.name(column)}" for column in incoming)
     typed = f"select {', '.join([*columns, f'struct_pack({packed}) as _row', *misfits])} from {relation}"
@@ -142,6 +147,16 @@ def _cast(name: str, given: str, kind: str) -> str:
     if _family(given) == "text" and kind.upper() in ("TIMESTAMP", "TIMESTAMP WITHOUT TIME ZONE", "DATETIME"):
         return f"try_cast(try_cast({name} as timestamptz) as {kind})"
     return f"try_cast({name} as {kind})"
+
+
+def _misfit(name: str, cast: str, kind: str) -> str:
+    """SQL of whether a value is no such type: a cast that would round a fraction away, or a time of day, is none."""
+    family = _family(kind)
+    if family == "number" and "INT" in kind.upper():
+        return f"({cast} is null or {cast} <> try_cast({name} as double))"
+    if family == "date" and kind.upper() == "DATE":
+        return f"({cast} is null or {cast} <> try_cast({name} as timestamp))"
+    return f"{cast} is null"
 
 
 def broken(place: int) -> str:

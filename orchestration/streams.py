@@ -191,17 +191,12 @@ def _batch(loading: Loading, address: Address, messages: list["Msg"]) -> Batch:
         )
     finally:
         connection.unregister("came")
-    wanted = loading.wanted()
+    wanted = {**dict.fromkeys(loading.source.key, "VARCHAR"), **loading.wanted()}
     rows = json_rows(connection, "temp.lines", wanted)
-    relation = rows.relation
-    if not rows.sniffed:  # no object, or none with a key
-        held = [column for column in wanted if not _is_own(column)]
-        columns = [f"null::varchar as {warehouse.name(name)}" for name in dict.fromkeys([*held, *loading.source.key])]
-        relation = f"(select {', '.join(columns)} from temp.objects)"
     return Batch(
         id=new_batch_id(),
         source=address.subject,
-        relation=relation,
+        relation=rows.relation,
         form="json",
         sniffed=rows.sniffed,
         unreadable="""

@@ -166,8 +166,8 @@ def columns(connection: Connection, schema: str, table: str) -> dict[str, str]:
 
 def content_hash(connection: Connection, query: str, *aggregates: str) -> tuple[Any, ...]:
     """Rows of a query, a hash of their content that does not depend on their order, and what else is asked of them."""
-    asked = ", ".join(["count(*)", "sum(hash(content)::hugeint)", *aggregates])
-    count, total, *others = one(connection, f"select {asked} from ({query}) as content")
+    asked = ", ".join(["count(*)", "sum(hash(_row)::hugeint)", *aggregates])
+    count, total, *others = one(connection, f"select {asked} from ({query}) as _row")
     return count, f"{count}-{total or 0:x}", *others
 
 

@@ -862,4 +862,4 @@ def test_the_sensor_of_events_asks_for_a_run_when_there_are_new_ones(tmp_path: P
         (log / "a.jsonl").write_text("{}\n")
         first = sensor(context).run_key
         (log / "a.jsonl").write_text("{}\n{}\n{torn")
-        assert (first, sensor(context).run_key) == ("3 of 3 bytes", "6 of 6 bytes")
+        assert (first, sensor(context).run_key) == ("a.jsonl:3", "a.jsonl:6")

@@ -19,7 +19,7 @@ import pytest
 
 from ml.declarations import Rule
 from orchestration.batches import LoadError
-from orchestration.warehouse import Connection, columns, open_warehouse
+from orchestration.warehouse import Connection, columns, content_hash, open_warehouse
 from tests.conftest import REPOSITORY
 from tests.test_loading import CLOCK, load, source
 
@@ -142,16 +142,91 @@ def test_a_time_with_a_zone_is_told_in_utc_where_the_column_has_none(warehouse: 
     assert rows_of(warehouse, "sent_at") == [(datetime(2024, 1, 1, 8),), (datetime(2024, 1, 1, 10),)]
 
 
-def test_bad_rows_that_come_again_are_set_aside_once_and_fail_nothing(warehouse: Connection, tmp_path: Path) -> None:
+def test_bad_rows_of_one_file_excuse_none_of_another(warehouse: Connection, tmp_path: Path) -> None:
     declared = source("*.csv", types={"amount": "integer"}, max_rejected=0.2)
     (tmp_path / "1.csv").write_text("amount\n" + "1\n" * 8 + "x\ny\n")
     load(warehouse, declared, tmp_path)
     (tmp_path / "2.csv").write_text("amount\n1\nx\ny\n")
-    assert load(warehouse, declared, tmp_path).batches[0].bad_rows == 2
-    assert [row["amount"] for _, row in quarantined(warehouse)] == ["x", "y"]
-    (tmp_path / "3.csv").write_text("amount\n1\nx\nz\n")
-    with pytest.raises(LoadError, match=r"1 of 3 rows of 3\.csv are bad"):
+    with pytest.raises(LoadError, match=r"2 of 3 rows of 2\.csv are bad"):  # another file's are its own
         load(warehouse, declared, tmp_path)
+
+
+def test_bad_rows_of_two_files_are_set_aside_both_and_only_their_own_file_takes_them_back(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    declared = source("*.csv", types={"amount": "integer"}, max_rejected=0.5)
+    for name in ("1", "2"):
+        (tmp_path / f"{name}.csv").write_text("amount\n1\nx\n")
+    load(warehouse, declared, tmp_path)
+    assert [row["amount"] for _, row in quarantined(warehouse)] == ["x", "x"]
+    (tmp_path / "1.csv").write_text("amount\n1\n2\n")
+    load(warehouse, declared, tmp_path)
+    assert warehouse.execute("select source from quarantine.orders").fetchall() == [("2.csv",)]
+    # A repair that repairs nothing waits again.
+    warehouse.execute("update quarantine.orders set repaired = row")
+    load(warehouse, declared, tmp_path)
+    waiting = "select source, row->>'amount' from quarantine.orders where readmitted_at is null"
+    assert warehouse.execute(waiting).fetchall() == [("2.csv", "x")]
+
+
+def test_a_row_that_one_file_gives_up_is_taken_from_the_other_that_has_it_too(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    declared = source("*.csv", key=("order_no",))
+    (tmp_path / "1.csv").write_text("order_no\n16\n17\n18\n")
+    (tmp_path / "2.csv").write_text("order_no\n17\n19\n")
+    load(warehouse, declared, tmp_path)
+    (tmp_path / "1.csv").write_text("order_no\n16\n")
+    first = load(warehouse, declared, tmp_path)
+    assert first.batches[0].deleted == 2
+    load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "order_no") == [(16,), (17,), (19,)]
+    assert not load(warehouse, declared, tmp_path).changed
+
+
+def test_a_value_that_would_be_rounded_is_a_bad_row(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text(
+        "units,sent_on,amount\n1.5,2024-01-01,1.239\n2.0,2024-01-01 10:00:00,2\n3,2024-01-01 00:00:00,3\n"
+    )
+    types = {"units": "bigint", "sent_on": "date", "amount": "decimal(10, 2)"}
+    load(warehouse, source("orders.csv", types=types, max_rejected=0.9), tmp_path)
+    assert rows_of(warehouse, "units", "sent_on") == [(3, date(2024, 1, 1))]
+    assert [rule for rule, _ in quarantined(warehouse)] == ["sent_on is no date", "units is no bigint"]
+
+
+def test_a_column_may_have_any_name(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("good,content,held,accepted\n1,a,b,c\n1,a,b,d\n")
+    loaded = load(warehouse, source("orders.csv", key=("good",), max_rejected=0.5), tmp_path)
+    assert (loaded.rows, loaded.batches[0].repeated, loaded.batches[0].bad_rows) == (1, 0, 1)
+    rows = "select * from (values (1, 2)) as t(content, other)"
+    assert content_hash(warehouse, rows) != content_hash(warehouse, rows.replace("(1, 2)", "(1, 3)"))
+
+
+def test_the_first_full_load_is_history_in_all_its_files_also_after_a_stop(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    declared = source("*.csv", known_at="recorded_at", types={"units": "integer"})
+    (tmp_path / "1.csv").write_text("recorded_at,units\n2024-01-01 10:00:00,1\n")
+    (tmp_path / "2.csv").write_text("recorded_at,units\n2024-01-02 10:00:00,two\n")
+    with pytest.raises(LoadError, match=r"2\.csv are bad"):
+        load(warehouse, declared, tmp_path)
+    (tmp_path / "2.csv").write_text("recorded_at,units\n2024-01-02 10:00:00,2\n")
+    load(warehouse, declared, tmp_path)
+    history = [(1, datetime(2024, 1, 1, 10, tzinfo=UTC)), (2, datetime(2024, 1, 2, 10, tzinfo=UTC))]
+    assert rows_of(warehouse, "units", "_known_at") == history
+    # Read again, as under another declaration, what was known stays known; what is new in a file is known now.
+    (tmp_path / "2.csv").write_text("recorded_at,units\n2024-01-02 10:00:00,2\n2024-01-03 10:00:00,3\n")
+    described = source("*.csv", known_at="recorded_at", types={"units": "integer"}, columns={"units": "How many"})
+    load(warehouse, described, tmp_path)
+    assert rows_of(warehouse, "units", "_known_at") == [*history, (3, CLOCK)]
+
+
+def test_known_at_can_not_be_declared_afterwards(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("recorded_at\n2024-01-01 10:00:00\n")
+    load(warehouse, source("*.csv"), tmp_path)
+    (tmp_path / "2.csv").write_text("recorded_at\n2024-01-02 10:00:00\n")
+    with pytest.raises(LoadError, match="known_at is declared, but the table was loaded without it"):
+        load(warehouse, source("*.csv", known_at="recorded_at"), tmp_path)
 
 
 def test_ids_in_json_stay_the_text_they_are(warehouse: Connection, tmp_path: Path) -> None:

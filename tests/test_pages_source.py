@@ -394,7 +394,7 @@ def test_faults_are_told_once_with_what_to_do_and_without_secrets(
         (
             {"rows": "items", "pages": {"type": "offset", "limit": 1, "total_path": None}},
             {"items": [{"no": 1}]},
-            "page 2 has the same rows as the one before, so there would be no end",
+            "page 2 has the same rows as one before, so there would be no end",
         ),
         (
             {"headers": {"X-Key": "k"}, "rows": "items", "pages": {"type": "json_link"}},

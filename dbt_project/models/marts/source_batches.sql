@@ -18,7 +18,11 @@ numbered as (
         rejected as rejected_rows_count,
         cast(rejected as double precision) / nullif(rows, 0) as rejected_share,
         volume_ratio,
-        freshness_lag_seconds / 86400 as freshness_lag_days,
+        -- By the clock of now: of a source that has gone silent no batch comes that would tell.
+        case
+            when freshness_lag_seconds is not null
+                then cast({{ dbt.datediff('cast(cursor_max as timestamp)', today(), 'day') }} as double precision)
+        end as freshness_lag_days,
         row_number() over (
             partition by schema_name, table_name, status
             order by loaded_at desc, batch_id asc
