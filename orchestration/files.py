@@ -179,7 +179,7 @@ def _read(connection: Connection, source: Source, path: Path, wanted: Mapping[st
     if ending == ".parquet":
         return Batch(id="", source="", relation=f"read_parquet({file})", streamed=True)
     if ending == ".csv":
-        return _read_csv(connection, file, wanted)
+        return _read_csv(connection, source, file, wanted)
     if ending == ".jsonl":
         read = f"""
             select line from read_csv({file}, columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x01',
@@ -194,7 +194,28 @@ def _read(connection: Connection, source: Source, path: Path, wanted: Mapping[st
     )
 
 
-def _read_csv(connection: Connection, file: str, wanted: Mapping[str, str]) -> Batch:
+def _tell_day_from_month(connection: Connection, source: Source, column: str, how: str) -> None:
+    """Whether a file's dates have one meaning: 05/04/2024 is two days, and another file may show the other."""
+    swapped = how.replace("%d", "%?").replace("%m", "%d").replace("%?", "%m")
+    if swapped == how:
+        return
+    text = warehouse.name(column)
+    first, second = (f"try_strptime({text}, {warehouse.literal(format_)})" for format_ in (how, swapped))
+    (both,) = warehouse.one(
+        connection,
+        f"""
+        select bool_and({first} is not null and {second} is not null) and bool_or({first} <> {second})
+        from temp.staged where {text} is not null
+        """,
+    )
+    if both:
+        raise LoadError(
+            f"{told(source)}: the dates in column '{column}' may have the day or the month first; write them as"
+            " 2024-04-05, or declare the column varchar and read it in a staging model"
+        )
+
+
+def _read_csv(connection: Connection, source: Source, file: str, wanted: Mapping[str, str]) -> Batch:
     """A CSV file as text, so that a value of another type is a bad row, and not the end of the file."""
     found, *formats = warehouse.one(
         connection,
@@ -215,6 +236,7 @@ def _read_csv(connection: Connection, file: str, wanted: Mapping[str, str]) -> B
         how = formats[0] if kind.startswith("DATE") else formats[1] if kind.startswith("TIMESTAMP") else None
         if how and how not in ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S") and column in sniffed:
             text = warehouse.name(column)
+            _tell_day_from_month(connection, source, column, how)
             iso.append(f"coalesce(try_strptime({text}, {warehouse.literal(how)})::varchar, {text}) as {text}")
     return Batch(
         id="",

@@ -8,8 +8,12 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from decimal import Decimal
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
+
+import msgspec
 
 from ml.declarations import Source
 from orchestration import batches, warehouse
@@ -22,6 +26,7 @@ BACK_OFF_SECONDS = 1.0  # before the second attempt, doubled before each further
 LONGEST_WAIT_SECONDS = 300.0  # also where Retry-After says more
 TIMEOUT_SECONDS = 60.0  # in which a server must go on with its answer
 SHOWN = 200  # characters of an answer that an error shows
+ENCODER = msgspec.json.Encoder(decimal_format="number")
 # dlt's others: "auto" guesses, and a wrong guess ends after the first page without a word.
 UNUSED_TYPES = ("auto", "json_response")
 
@@ -67,7 +72,12 @@ def _pages(loading: Loading) -> Iterator[tuple[int, list[str]]]:
     interval = 1 / source.api.per_second if source.api.per_second else 0.0
     client = _client(source, url, interval)
     with client.session:
-        pages = client.paginate(params=_params(loading), paginator=_paginator(source), data_selector=_selector(source))
+        pages = client.paginate(
+            params=_params(loading),
+            paginator=_paginator(source),
+            data_selector=_selector(source),
+            hooks={"response": [partial(_as_it_came, source)]},
+        )
         seen: set[str] = set()
         for number in itertools.count(1):
             where = f"{told(source)}: load: from '{without_secrets(source.uri)}': page {number}"
@@ -75,7 +85,7 @@ def _pages(loading: Loading) -> Iterator[tuple[int, list[str]]]:
             page = _next(pages, source, where)
             if page is None:
                 return
-            lines = [json.dumps(row) for row in page]
+            lines = [ENCODER.encode(row).decode() for row in page]
             if len(lines) <= 1:  # a place that isn't there gives none, and an object that is no list is given as one
                 _check_rows(source, page.response.json(), where)
             digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -106,6 +116,15 @@ def _client(source: Source, url: str, interval: float) -> Any:
     ).session
     # A configuration of its own: dlt would look for one in the home directory and in the working one.
     return RESTClient(url, _texts(source, source.api.headers), session=session, config=RuntimeConfiguration())
+
+
+def _as_it_came(source: Source, response: Any, **_: Any) -> None:
+    """Keeps the digits of numbers, and the headers, maybe secrets, from another server. Raises for an error."""
+    response.json = partial(type(response).json, response, parse_float=Decimal)
+    if response.is_redirect:
+        where = f"{told(source)}: load: from '{without_secrets(source.uri)}'"
+        _check_next(source, response.url, urljoin(response.url, response.headers["location"]), where)
+    response.raise_for_status()
 
 
 def _next(pages: Iterator[Any], source: Source, where: str) -> Any:

@@ -81,6 +81,11 @@ def check_columns(source: Source, columns: Sequence[Column], where: str) -> None
         for column in named:
             if column not in kinds:
                 raise LoadError(f"{where}: {word} '{column}' is no column of it (it has: {', '.join(kinds)})")
+            if any(one.name == column and one.kind == "numeric" and "as DOUBLE)" in one.stored for one in columns):
+                raise LoadError(
+                    f"{where}: {word} '{column}' is a numeric without a precision, which a double can't tell apart;"
+                    " declare its data_type: decimal(38, 0), with the digits that it has, or varchar"
+                )
     if not source.cursor:
         return
     kind = kinds[source.cursor]

@@ -413,6 +413,14 @@ def test_dates_that_are_written_another_way_are_read_and_nested_json_is_kept(
     ]
 
 
+def test_dates_that_may_be_two_days_are_refused(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("order_no;ordered_on\n1;05/04/2024\n2;06/04/2024\n")
+    with pytest.raises(LoadError, match="the dates in column 'ordered_on' may have the day or the month first"):
+        load(warehouse, source("1.csv"), tmp_path)
+    load(warehouse, source("1.csv", types={"ordered_on": "varchar"}), tmp_path)
+    assert rows_of(warehouse, "ordered_on")[0] == ("05/04/2024",)
+
+
 def test_a_constraint_that_is_no_sql_is_told(warehouse: Connection, tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("order_no\n1\n")
     with pytest.raises(LoadError, match=r"a constraint can't be asked of its rows: Binder Error.*no_such"):

@@ -481,3 +481,21 @@ def test_nothing_is_written_outside_the_data_folder_and_no_other_server_is_asked
         "warehouse.duckdb.lock",
         "warehouse.duckdb",
     ]
+
+
+def test_a_decimal_keeps_its_last_digit(warehouse: Connection, server: Server, tmp_path: Path) -> None:
+    server.answer = lambda asked, before: (200, {}, b'[{"no": 1, "at": "2024-01-01", "amount": 12345678901234567.89}]')
+    run(warehouse, source(server, types={"amount": "decimal(20, 2)"}), tmp_path)
+    (found,) = warehouse.execute("select amount::varchar from landing.readings").fetchall()
+    assert found == ("12345678901234567.89",)
+
+
+def test_the_headers_follow_no_redirect_to_another_server(
+    warehouse: Connection, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "t0ps3cret")
+    elsewhere = Server()
+    server.answer = lambda asked, before: (302, {"Location": elsewhere.url}, b"")
+    found = fault(warehouse, source(server, {"headers": {"X-Api-Key": "${TOKEN}"}}), tmp_path)
+    elsewhere.close()
+    assert "another server than" in found and elsewhere.asked == []

@@ -249,11 +249,10 @@ def test_an_increment_reads_what_is_new_and_what_is_late(warehouse: Connection, 
         ("timestamp", "'2024-04-01 10:00:00.000001', 'infinity'", "'2024-04-01 10:00:00.000001', '2024-04-02'", 0),
         ("int8", "1, 9007199254740992", "9007199254740992, 9007199254740993", 0),
         ("numeric(20, 4)", "1, 1.0001", "1.0001, 1.0002", 0),
-        ("numeric", "1, 1.5, 'NaN'", "1.5, 1.75", 0),
         ('text collate "en_US.utf8"', "'A', 'B', 'it''s'", "'j', 'é'", 0),
         ("uuid", "'10000000-0000-4000-8000-000000000001'", "'f0000000-0000-4000-8000-000000000001'", 0),
     ],
-    ids=["date", "timestamp", "integer", "decimal", "numeric", "text", "uuid"],
+    ids=["date", "timestamp", "integer", "decimal", "text", "uuid"],
 )
 def test_a_cursor_may_be_of_each_type_that_has_an_order(
     warehouse: Connection, tmp_path: Path, schema: str, kind: str, first: str, later: str, overlap: float
@@ -268,6 +267,19 @@ def test_a_cursor_may_be_of_each_type_that_has_an_order(
     loaded = load(warehouse, declared, tmp_path)
     assert loaded.batches[0].landed == len(later.split(","))
     assert loaded.rows == run(f"select count(*) from {schema}.orders")[0][0]
+
+
+@pytest.mark.parametrize("word", ["key", "cursor"])
+def test_a_key_or_cursor_that_a_double_would_blur_is_refused(
+    warehouse: Connection, tmp_path: Path, schema: str, word: str
+) -> None:
+    run(f"create table {schema}.orders (order_no numeric, mark numeric(10, 0))")
+    run(f"insert into {schema}.orders values (9007199254740992, 1), (9007199254740993, 2)")
+    declared = {"key": {"key": ("order_no",)}, "cursor": {"key": ("mark",), "cursor": "order_no"}}[word]
+    with pytest.raises(LoadError, match=f"{word} 'order_no' is a numeric without a precision"):
+        load(warehouse, table(schema, **declared), tmp_path)
+    exact = table(schema, types={"order_no": "decimal(38, 0)"}, **declared)
+    assert load(warehouse, exact, tmp_path).rows == 2
 
 
 def test_a_changed_declaration_reads_the_whole_table_again(warehouse: Connection, tmp_path: Path, schema: str) -> None:
