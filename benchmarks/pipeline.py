@@ -60,6 +60,7 @@ def floor(project: Path, data: Path, built: Path) -> None:
     from ml.declarations import read_project
     from ml.encoding import encode
     from ml.registry import load_card
+    from orchestration.figures import create_tables
     from orchestration.files import find_files
     from orchestration.warehouse import name
 
@@ -71,11 +72,13 @@ def floor(project: Path, data: Path, built: Path) -> None:
         files = find_files(source, project)
         kind = {"csv": "csv", "jsonl": "json", "parquet": "parquet"}[files[0].name.partition(".")[2]]
         reader = f"read_{kind}({[str(file) for file in files]})"
+        known_at = f", {name(source.known_at)}::timestamptz as _known_at" if source.known_at else ""
         warehouse.execute(f"create schema if not exists {name(source.schema)}")
         warehouse.execute(
             f"create table {name(source.schema, source.table)} as select *,"
-            f" now() as _loaded_at, '' as _batch_id, '' as _source from {reader}"
+            f" now() as _loaded_at, '' as _batch_id, '' as _source{known_at} from {reader}"
         )
+    create_tables(warehouse)  # a mart reads what the engine records, here nothing
     nodes = {key: node for key, node in manifest["nodes"].items() if node["resource_type"] in ("model", "seed")}
     for key in TopologicalSorter(
         {key: set(node["depends_on"].get("nodes", [])) & set(nodes) for key, node in nodes.items()}
