@@ -114,15 +114,9 @@ def record(
     )
     first, last = profile.cursor
     row = {
-        "schema_name": source.schema,
-        "table_name": source.table,
-        "batch_id": batch.id,
-        "source": batch.source,
-        "fingerprint": batch.fingerprint,
-        "loaded_at": loaded_at,
+        **_which(source, batch, loaded_at),
         "status": "readmitted" if batch.then else "landed",
         "rows": landed.rows,
-        "bytes": batch.bytes,
         "seconds": (datetime.now(started.tzinfo) - started).total_seconds(),
         "landed": landed.landed,
         "replaced": landed.replaced,
@@ -152,17 +146,24 @@ def _lag(newest: Any, clock: datetime) -> float | None:
     return None
 
 
-def record_failure(connection: Connection, source: Source, batch: Batch, fault: str, at: datetime) -> None:
-    """Writes down that a batch did not land, and why."""
-    row = {
+def _which(source: Source, batch: Batch, at: datetime) -> dict[str, Any]:
+    """What tells a batch from all others, whatever became of it."""
+    return {
         "schema_name": source.schema,
         "table_name": source.table,
         "batch_id": batch.id,
         "source": batch.source,
         "fingerprint": batch.fingerprint,
         "loaded_at": at,
+        "bytes": batch.bytes,
+    }
+
+
+def record_failure(connection: Connection, source: Source, batch: Batch, fault: str, at: datetime) -> None:
+    """Writes down that a batch did not land, and why."""
+    row = {
+        **_which(source, batch, at),
         "status": "failed",
         "fault": fault,
-        "bytes": batch.bytes,
     }
     connection.execute("insert into quality.source_metrics by name select unnest(?)", [row])

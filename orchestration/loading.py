@@ -214,7 +214,7 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
         added = [column for batch in loaded.batches for column in batch.added_columns]
         notes = [
             *loaded.notes,
-            *([f"{rejected:,} rows are in {quarantine_of(source)}".replace('"', "")] if rejected else []),
+            *([f"bad rows, in {quarantine_of(source)}: {rejected:,}".replace('"', "")] if rejected else []),
             *([f"new columns: {', '.join(added)}"] if added else []),
         ]
         for note in notes:

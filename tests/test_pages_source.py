@@ -499,3 +499,13 @@ def test_the_headers_follow_no_redirect_to_another_server(
     found = fault(warehouse, source(server, {"headers": {"X-Api-Key": "${TOKEN}"}}), tmp_path)
     elsewhere.close()
     assert "another server than" in found and elsewhere.asked == []
+
+
+def test_pages_that_go_in_a_circle_have_an_end(warehouse: Connection, server: Server, tmp_path: Path) -> None:
+    def answer(asked: dict[str, str], before: int) -> Any:
+        page = int(asked.get("page", 0))
+        return 200, {}, {"rows": [{"no": page, "at": "2024-01-01"}], "next": f"{server.url}?page={(page + 1) % 3}"}
+
+    server.answer = answer
+    api = {"rows": "rows", "pages": {"type": "json_link", "next_url_path": "next"}}
+    assert "page 4 has the same rows as one before" in fault(warehouse, source(server, api), tmp_path)
