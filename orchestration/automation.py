@@ -3,7 +3,6 @@
 import dagster as dg
 
 from ml.declarations import Source
-from orchestration.batches import LoadError
 from orchestration.events import pending_events
 from orchestration.project import Paths
 
@@ -34,6 +33,7 @@ def stream_sensor(source: Source, key: dg.AssetKey, where: Paths) -> dg.SensorDe
     """Runs the raw table of a stream or of pushed events, and what is downstream of it, when there are new ones.
 
     Off until it is switched on. What a run could not load starts no other one: the next message does, or the daily run.
+    A server that does not answer fails the look, so that Dagster shows it in red, and the next one tries again.
     """
     name = f"{source.schema}_{source.table}_stream"
 
@@ -47,10 +47,7 @@ def stream_sensor(source: Source, key: dg.AssetKey, where: Paths) -> dg.SensorDe
         started = dg.RunsFilter(tags={"dagster/sensor_name": name}, statuses=UNFINISHED)
         if context.instance.get_runs_count(started):
             return dg.SkipReason("a run that this sensor has started is not done yet")
-        try:
-            state = _waiting(source, where)
-        except LoadError as error:
-            return dg.SkipReason(str(error))
+        state = _waiting(source, where)
         return dg.RunRequest(run_key=state) if state else dg.SkipReason("nothing waits")
 
     return look

@@ -33,8 +33,9 @@ TABLES = """
 
 class Landed(msgspec.Struct, kw_only=True):
     """What became of a batch's rows: each is landed (of which some replaced an older one), repeated, superseded by a
-    newer row of the same key, or bad. `rejected` counts by rule, of which a row may break several. `deleted` are rows
-    of the table that the source no longer has."""
+    newer row of the same key, or bad. Of the bad ones `set_aside` are new in the quarantine; the others were there
+    before. `rejected` counts by rule, of which a row may break several. `deleted` are rows of the table that the source
+    no longer has."""
 
     batch: str
     rows: int
@@ -44,6 +45,7 @@ class Landed(msgspec.Struct, kw_only=True):
     superseded: int = 0
     deleted: int = 0
     bad_rows: int = 0
+    set_aside: int = 0
     rejected: dict[str, int] = {}
     added_columns: tuple[str, ...] = ()
 

@@ -69,6 +69,7 @@ def land(
         rejected[rule] = rejected.get(rule, 0) + count
     rows = profile.rows + sum(unreadable.values())
     bad_rows = profile.bad_rows + sum(unreadable.values()) + sum(accepted.rejected.values())
+    set_aside_now = 0
     if bad_rows:
         found = _rejected_rows(judged, bad, faults, batch)
         set_aside = f"{found} union all {accepted.conflicts}" if accepted.conflicts else found
@@ -79,9 +80,9 @@ def land(
         """
         new = f"select * from ({set_aside}) where (rule, row) not in ({known})"
         connection.execute(f"create or replace temp table rejected as {new}")
-        (new_bad_rows,) = warehouse.one(connection, "select count(*) from temp.rejected")
-        if new_bad_rows / rows > source.max_rejected:
-            raise LoadError(_too_many(connection, source, batch, rows, new_bad_rows, rejected))
+        (set_aside_now,) = warehouse.one(connection, "select count(*) from temp.rejected")
+        if set_aside_now / rows > source.max_rejected:
+            raise LoadError(_too_many(connection, source, batch, rows, set_aside_now, rejected))
         _quarantine(connection, source, batch, loaded_at)
     known_at = _known_at(source, is_history, clock)
     landed = _insert(connection, source, batch, accepted, expected, loaded_at, known_at)
@@ -99,6 +100,7 @@ def land(
         superseded=accepted.superseded,
         deleted=deleted,
         bad_rows=bad_rows,
+        set_aside=set_aside_now,
         rejected=rejected,
         added_columns=added,
     )

@@ -210,11 +210,11 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
             columns = warehouse.columns(connection, source.schema, source.table)
             checked = [_freshness(connection, source, project)] if has_freshness else []
         schema = [dg.TableColumn(name, kind, description=source.columns.get(name)) for name, kind in columns.items()]
-        rejected = sum(batch.bad_rows for batch in loaded.batches)
+        set_aside = sum(batch.set_aside for batch in loaded.batches)
         added = [column for batch in loaded.batches for column in batch.added_columns]
         notes = [
             *loaded.notes,
-            *([f"bad rows, in {quarantine_of(source)}: {rejected:,}".replace('"', "")] if rejected else []),
+            *([f"bad rows, in {quarantine_of(source)}: {set_aside:,}".replace('"', "")] if set_aside else []),
             *([f"new columns: {', '.join(added)}"] if added else []),
         ]
         for note in notes:
@@ -225,7 +225,7 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
                 "dagster/column_schema": dg.TableSchema(columns=schema),
                 "batches": len(loaded.batches),
                 "rows landed": sum(batch.landed for batch in loaded.batches),
-                "rows rejected": rejected,
+                "rows set aside": set_aside,
                 "note": "; ".join(notes),
                 "changed": loaded.changed,
             },

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -46,12 +47,16 @@ class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch in a small chart: places and heights in percent; `told` is what it is in words."""
+    """A batch in a small chart: places and heights in percent; `told` is what it is in words.
+
+    One that is `beyond` the chart's scale is as high as it."""
 
     x: float
     width: float
+    rows: int
     height: float
     bad: float
+    beyond: bool
     failed: bool
     told: str
 
@@ -71,6 +76,7 @@ class SourceView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 WIDEST = 60  # batches in a chart
+SCALE = 10  # times the median: a batch beyond it does not set the scale of the chart
 JUMPED = 0.05  # of a null share, from which a column is worth a look
 
 
@@ -98,11 +104,14 @@ def source_view(source: SourceFigures) -> SourceView:
 
 
 def _bars(batches: list[BatchFigures]) -> list[Bar]:
-    most = max((batch.rows or 0 for batch in batches), default=0) or 1
+    sizes = [batch.rows for batch in batches if batch.rows]
+    # All of history, which often comes first and at once, would leave nothing to see of the days that follow.
+    usual = [rows for rows in sizes if rows <= SCALE * median(sizes)]
+    most = max(usual, default=1)
     step = 100 / max(len(batches), 12)
     bars = []
     for place, batch in enumerate(batches):
-        height = 100 * (batch.rows or 0) / most
+        height = min(100.0, 100 * (batch.rows or 0) / most)
         bad = (batch.rejected or 0) / batch.rows if batch.rows else 0.0
         told = f"{batch.loaded_at:%Y-%m-%d %H:%M}, {batch.source}: " + (
             f"{batch.rows:,} rows, {batch.rejected or 0:,} bad" if batch.rows is not None else "failed"
@@ -111,9 +120,11 @@ def _bars(batches: list[BatchFigures]) -> list[Bar]:
             Bar(
                 x=round(place * step, 3),
                 width=round(step * 0.8, 3),
+                rows=batch.rows or 0,
                 height=round(max(height, 2.0), 2),
                 # a few bad rows among many would be no pixel high
                 bad=round(max(height * bad, 4.0) if bad else 0.0, 2),
+                beyond=(batch.rows or 0) > most,
                 failed=batch.rows is None,
                 told=told,
             )

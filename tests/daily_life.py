@@ -417,9 +417,12 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{date.today()}-", dir=root))
     life = begin(folder, settings.days, settings.households)
-    live(life)
-    print("Building the same at once, from the clean facts.")
-    found = differences(life, settings.households is not None)
+    try:
+        live(life)
+        print("Building the same at once, from the clean facts.")
+        found = differences(life, settings.households is not None)
+    except RuntimeError as error:  # a run failed: what it printed says why
+        sys.exit(str(error))
     for table, rows in found.items():
         print(f"  {table:<48} {'equal' if not rows else f'{rows:,} rows differ'}")
     print(f"The pages of these days: SCOREHOUSE_DATA={life.data} make serve")

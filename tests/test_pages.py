@@ -273,6 +273,15 @@ def test_the_sources_show_what_each_batch_brought_and_what_was_set_aside(client:
     assert "2024-03-02 06:00, visits: 100 rows, 3 bad" in page
 
 
+def test_a_first_load_of_all_history_leaves_the_days_that_follow_to_be_seen(client: Client, data: Path) -> None:
+    sources_file(data, a_batch(1, rows=1_000_000), a_batch(2, rows=50), a_batch(3, rows=100), a_batch(4, rows=80))
+    page = client.get("/sources").text
+    heights = [float(height) for height in re.findall(r'height="([\d.]+)" class="c\d"', page)]
+    assert heights == [100, 50, 100, 80]
+    assert page.count('class="c2"') == 1
+    assert "pale, beyond the scale: 1,000,000." in page
+
+
 def test_a_source_that_failed_says_why(client: Client, data: Path) -> None:
     failed = a_batch(2, status="failed", fault="<b>visits</b> lacks the columns zip", rows=None, null_shares={})
     sources_file(data, a_batch(1), failed)

@@ -190,6 +190,9 @@ def test_a_value_that_its_exact_type_lacks_is_a_bad_row(warehouse: Connection, t
         ("amount is no decimal(10, 2)", 7, "NaN"),
         ("paid", 9, 9.0),
     ]
+    # What comes again is bad again, but nothing new to look at.
+    again = load(warehouse, table(schema, key=("order_no",), rules=(Rule("paid", "amount <> 9"),)), tmp_path)
+    assert [(batch.bad_rows, batch.set_aside) for batch in (*loaded.batches, *again.batches)] == [(2, 2), (2, 0)]
 
 
 def test_a_database_of_another_encoding_is_read(warehouse: Connection, tmp_path: Path, server: str) -> None:

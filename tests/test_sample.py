@@ -22,7 +22,7 @@ from orchestration.project import load_project, paths
 from serving.app import create_app
 from tests.conftest import REPOSITORY, SAMPLE, Run, environment_of
 
-LEAST = {"lapse_risk": ("roc_auc", 0.875), "coupon_response": ("roc_auc", 0.90), "expected_spend": ("r2", 0.68)}
+LEAST = {"lapse_risk": ("roc_auc", 0.87), "coupon_response": ("roc_auc", 0.90), "expected_spend": ("r2", 0.68)}
 
 
 def query(run: Run, sql: str) -> list[tuple[Any, ...]]:

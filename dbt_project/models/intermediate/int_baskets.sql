@@ -1,4 +1,5 @@
--- Visits to the till. A basket has one timestamp and arrives whole.
+-- Visits to the till. A basket has one timestamp, and nearly always arrives whole. Lines that come in a later batch
+-- make a row of their own, so that what was known stays as it was known: sums add up, visits are distinct baskets.
 {{
     config(
         materialized='incremental',

@@ -8,7 +8,6 @@ household_days as (
         household_id,
         occurred_on,
         known_on,
-        count(*) as baskets_count,
         sum(spend_cents) as spend_cents,
         sum(priced_units_count) as priced_units_count,
         sum(priced_units_spend_cents) as priced_units_spend_cents

@@ -11,6 +11,17 @@ calendar as (
     select * from {{ ref('int_calendar') }}
 ),
 
+-- A basket of which lines come late is one visit, known with the first of them; the late ones add to its sums.
+arrivals as (
+    select
+        *,
+        case
+            when row_number() over (partition by basket_id order by known_at, batch_id) = 1 then 1
+            else 0
+        end as visits_count
+    from baskets
+),
+
 -- A day that becomes known in two pieces is one day of purchase, known with the first of them.
 purchase_days as (
     select
@@ -27,7 +38,7 @@ facts as (
         occurred_on,
         known_on,
         0 as purchase_days_count,
-        1 as baskets_count,
+        visits_count as baskets_count,
         lines_count,
         coupon_lines_count,
         display_lines_count,
@@ -39,7 +50,7 @@ facts as (
         coupon_discount_cents,
         store_hour,
         store_weekday
-    from baskets
+    from arrivals
     union all
     select
         household_id,
@@ -77,11 +88,11 @@ panes as (
         sum(facts.discount_cents) as discount_cents,
         sum(facts.coupon_discount_cents) as coupon_discount_cents,
         {% for part, first_hour, last_hour in parts_of_day %}
-        sum(case when facts.store_hour between {{ first_hour }} and {{ last_hour }} then 1 else 0 end)
+        sum(case when facts.store_hour between {{ first_hour }} and {{ last_hour }} then facts.baskets_count else 0 end)
             as {{ part }}_baskets_count,
         {% endfor %}
         {% for weekday in weekdays %}
-        sum(case when facts.store_weekday = {{ loop.index }} then 1 else 0 end)
+        sum(case when facts.store_weekday = {{ loop.index }} then facts.baskets_count else 0 end)
             as {{ weekday }}_baskets_count,
         {% endfor %}
         sum(facts.baskets_count) as baskets_count

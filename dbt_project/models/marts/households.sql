@@ -28,7 +28,7 @@ bought as (
         household_id,
         min(occurred_at) as first_basket_at,
         max(occurred_at) as last_basket_at,
-        count(*) as baskets_count,
+        count(distinct basket_id) as baskets_count,
         sum(spend_cents) as spend_cents,
         sum(discount_cents) as discount_cents,
         sum(coupon_discount_cents) as coupon_discount_cents
