@@ -52,7 +52,7 @@ check: setup  ## dbt parse and the declarations, ruff, import-linter, mypy, sqlf
 	@$(BIN)/sqlfluff lint --quiet --config pyproject.toml $(SQL)
 
 test: check  ## all of check, and every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 bench: setup  ## every benchmark, quickly (make bench FULL=1 for the stated sizes)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script $(if $(FULL),--full,--quick) || exit 1; done

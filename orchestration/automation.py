@@ -39,7 +39,7 @@ def stream_sensor(source: Source, key: dg.AssetKey, where: Paths) -> dg.SensorDe
 
     @dg.sensor(
         name=name,
-        target=dg.AssetSelection.assets(key).downstream(),
+        target=dg.AssetSelection.assets(key).downstream().materializable(),
         minimum_interval_seconds=LOOK_SECONDS,
         description=f"Loads {source.schema}.{source.table}, and builds all that comes of it, when messages wait.",
     )

@@ -18,6 +18,12 @@ Form = Literal["typed", "text", "json"]
 
 OWN = {"_loaded_at": "TIMESTAMP WITH TIME ZONE", "_batch_id": "VARCHAR", "_source": "VARCHAR"}
 KNOWN_AT = "_known_at"
+MEANING_OF_OWN = {
+    "_loaded_at": "When the row was loaded, UTC",
+    "_batch_id": "The batch it came with: a row of quality.source_metrics",
+    "_source": "Where it came from: a file, table, subject or URL",
+    KNOWN_AT: "When the business knew it, UTC: its own clock in the first full load, when it came later on",
+}
 MARKS = "_content, _cursor, _place, _nth, _is_same, _is_older"
 TAKEN = {*OWN, KNOWN_AT, "_row", *MARKS.split(", ")}
 

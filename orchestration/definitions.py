@@ -22,13 +22,15 @@ def define(where: Paths) -> dg.Definitions:
     publish_contracts(project, where)
     manifest = read_manifest(prepare_manifest(where))
     keys = asset_keys(manifest)
-    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
-        raw_asset(source, keys[source.id], project, where) for source in project.sources
+    figures = [
+        keys[source["unique_id"]]
+        for source in manifest["sources"].values()
+        if (source["schema"], source["identifier"]) == ("quality", "source_metrics")
     ]
-    for source in manifest["sources"].values():
-        if (source["schema"], source["identifier"]) == ("quality", "source_metrics"):
-            raw = [keys[loaded.id] for loaded in project.sources]
-            assets.append(figures_asset(keys[source["unique_id"]], raw))
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
+        *(raw_asset(source, keys[source.id], figures, project, where) for source in project.sources),
+        *(figures_asset(key, [keys[source.id] for source in project.sources]) for key in figures),
+    ]
     assets.append(transformed_assets(manifest, where))
     for score in project.scores:
         features, label = keys[score.features_id], keys[score.label_id]

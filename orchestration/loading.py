@@ -13,7 +13,16 @@ import msgspec
 from ml.declarations import Project, Source
 from orchestration import landing, warehouse
 from orchestration.addresses import expanded, without_secrets
-from orchestration.batches import Batch, LoadError, Loading, new_batch_id, quarantine_of, table_of, told
+from orchestration.batches import (
+    MEANING_OF_OWN,
+    Batch,
+    LoadError,
+    Loading,
+    new_batch_id,
+    quarantine_of,
+    table_of,
+    told,
+)
 from orchestration.events import batches_of_events
 from orchestration.figures import Landed, create_tables, record_failure
 from orchestration.files import batches_of_files
@@ -181,8 +190,13 @@ def _freshness(connection: Connection, source: Source, project: Project) -> dg.A
     )
 
 
-def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) -> dg.AssetsDefinition:
-    """The asset of a declared raw table, under the key that dagster-dbt gives the dbt source."""
+def raw_asset(
+    source: Source, key: dg.AssetKey, figures: list[dg.AssetKey], project: Project, where: Paths
+) -> dg.AssetsDefinition:
+    """The asset of a declared raw table, under the key that dagster-dbt gives the dbt source.
+
+    `figures` are the keys that quality.source_metrics has, which each load writes to: none if no model reads it.
+    """
 
     has_freshness = source.warn_after_days is not None or source.error_after_days is not None
     freshness = dg.AssetCheckSpec(
@@ -207,9 +221,12 @@ def raw_asset(source: Source, key: dg.AssetKey, project: Project, where: Paths) 
                 loaded = load(connection, source, where, clock_of(project), context.log.info)
             finally:  # a failure is a thing to tell, too
                 tell_sources(connection, project, where)
+                for told_in in figures:
+                    context.log_event(dg.AssetMaterialization(told_in))
             columns = warehouse.columns(connection, source.schema, source.table)
             checked = [_freshness(connection, source, project)] if has_freshness else []
-        schema = [dg.TableColumn(name, kind, description=source.columns.get(name)) for name, kind in columns.items()]
+        described = {**MEANING_OF_OWN, **source.columns}
+        schema = [dg.TableColumn(name, kind, description=described.get(name)) for name, kind in columns.items()]
         set_aside = sum(batch.set_aside for batch in loaded.batches)
         added = [column for batch in loaded.batches for column in batch.added_columns]
         notes = [

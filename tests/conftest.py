@@ -14,6 +14,13 @@ SAMPLE = REPOSITORY / "dbt_project"
 LOANS = REPOSITORY / "tests" / "projects" / "loans"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `pytest -n 2 --dist loadgroup`: tests of one run stay in one process, as do those of one file."""
+    for item in items:
+        shared = {"sample_run", "loans_run"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("-".join(sorted(shared)) or item.path.name))
+
+
 class Run(msgspec.Struct):
     """A pipeline run in a process of its own: where its data lies, what it printed, how it ended."""
 

@@ -3,9 +3,12 @@
 from datetime import date
 from pathlib import Path
 
+import dagster as dg
 import duckdb
 import pytest
 
+from orchestration.definitions import define
+from orchestration.project import Paths
 from tests.daily_life import begin, differences, live
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.nats]
@@ -19,6 +22,13 @@ def test_days_that_arrive_late_doubled_and_broken_end_as_a_warehouse_built_at_on
     found = differences(life, is_small=True)
     assert found == dict.fromkeys(found, 0)
     assert len(found) == 19
+
+    # Its streams start runs by themselves.
+    where = Paths(project=life.project, data=life.data)
+    definitions = define(where)
+    dg.Definitions.validate_loadable(definitions)
+    sensors = {sensor.name for sensor in definitions.sensors or ()}
+    assert sensors == {"raw_campaigns_stream", "raw_coupon_redemptions_stream"}
 
     # What was broken on the way is set aside with the reason, and what came twice was counted.
     with duckdb.connect(str(life.data / "warehouse.duckdb"), read_only=True) as connection:

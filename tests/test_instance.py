@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -188,3 +189,14 @@ def test_a_full_disk_is_no_damage(where: Paths) -> None:
     told = str(storage_fault(where, OperationalError("insert", {}, full)))
     said = r"can't be written to \(database or disk is full; \d+ MB are free there\)"
     assert re.fullmatch(f"{where.data}: {said}; make room, and run again", told)
+
+
+def test_the_ui_says_that_its_port_is_taken_and_leaves_nothing_running(tmp_path: Path) -> None:
+    environment = environment_of(LOANS, tmp_path / "data", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment["SCOREHOUSE_UI_PORT"] = port = str(taken.getsockname()[1])
+        ui = [sys.executable, "-m", "orchestration.ui"]
+        done = subprocess.run(ui, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert f"Port {port} of 127.0.0.1 cannot be had" in done.stderr
+    assert not (tmp_path / "data" / "dagster").exists()

@@ -211,7 +211,9 @@ def test_lineage_runs_unbroken_from_raw_tables_to_generations(
     monkeypatch.setenv("SCOREHOUSE_PROJECT", str(project))
     monkeypatch.setenv("SCOREHOUSE_DATA", str(tmp_path))
     where = paths()
-    graph = define(where).resolve_asset_graph()
+    definitions = define(where)
+    dg.Definitions.validate_loadable(definitions)
+    graph = definitions.resolve_asset_graph()
     loaded = load_project(where)
     raw = {key for key in graph.get_all_asset_keys() if graph.get(key).group_name == "raw"}
     assert len(raw) == len(loaded.sources)
