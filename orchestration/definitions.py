@@ -6,7 +6,7 @@ from ml.sources import REDELIVERED
 from orchestration.automation import daily, everything, stream_sensor
 from orchestration.events import publish_contracts
 from orchestration.instance import in_process_executor
-from orchestration.loading import raw_asset
+from orchestration.loading import check_sources, raw_asset
 from orchestration.monitoring import drift_asset
 from orchestration.project import Paths, load_project, paths, prepare_manifest, read_manifest
 from orchestration.publishing import generation_asset
@@ -19,6 +19,7 @@ from orchestration.transforming import asset_keys, dbt_resource, transformed_ass
 def define(where: Paths) -> dg.Definitions:
     """What a dbt project declares, as Dagster sees it: raw tables, models, and each score's way to its generation."""
     project = load_project(where)
+    check_sources(project)
     publish_contracts(project, where)
     manifest = read_manifest(prepare_manifest(where))
     keys = asset_keys(manifest)

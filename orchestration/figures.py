@@ -9,7 +9,7 @@ import msgspec
 
 from ml.declarations import Source
 from orchestration import warehouse
-from orchestration.batches import Batch
+from orchestration.batches import Batch, table_of
 from orchestration.shaping import broken
 from orchestration.warehouse import Connection
 
@@ -28,6 +28,11 @@ TABLES = """
     );
     -- tables whose first full load is not done yet: all its batches are history, also after a stop
     create table if not exists quality.first_loads (schema_name varchar, table_name varchar);
+    -- how the last load of each table ended, also one that found nothing new; no fault: well
+    create table if not exists quality.last_loads (
+        schema_name varchar, table_name varchar, ended_at timestamptz, fault varchar,
+        primary key (schema_name, table_name)
+    );
 """
 
 
@@ -35,7 +40,7 @@ class Landed(msgspec.Struct, kw_only=True):
     """What became of a batch's rows: each is landed (of which some replaced an older one), repeated, superseded by a
     newer row of the same key, or bad. Of the bad ones `set_aside` are new in the quarantine; the others were there
     before. `rejected` counts by rule, of which a row may break several. `deleted` are rows of the table that the source
-    no longer has."""
+    no longer has, `not_here` keys of the source that a sweep has not found in the table."""
 
     batch: str
     rows: int
@@ -48,6 +53,8 @@ class Landed(msgspec.Struct, kw_only=True):
     set_aside: int = 0
     rejected: dict[str, int] = {}
     added_columns: tuple[str, ...] = ()
+    left_out_columns: tuple[str, ...] = ()
+    not_here: int = 0
 
 
 class Profile(msgspec.Struct, kw_only=True):
@@ -107,9 +114,10 @@ def record(
     (median,) = warehouse.one(
         connection,
         f"""
-        select median(rows) from (
-            select rows from quality.source_metrics
-            where schema_name = ? and table_name = ? and status = 'landed' order by loaded_at desc limit {TRAILING}
+        select median(landed) from (
+            select landed from quality.source_metrics
+            where schema_name = ? and table_name = ? and status = 'landed' and landed > 0
+            order by loaded_at desc limit {TRAILING}
         )
         """,
         [source.schema, source.table],
@@ -131,12 +139,20 @@ def record(
         "distinct_keys": profile.distinct_keys,
         "cursor_min": None if first is None else str(first),
         "cursor_max": None if last is None else str(last),
-        "freshness_lag_seconds": _lag(last, clock),
+        "freshness_lag_seconds": _lag(_newest(connection, source), clock),
         "trailing_median_rows": median,
-        "volume_ratio": landed.rows / median if median and not batch.then else None,
+        # Of what is new: what an overlap or a page reads again says nothing about the day.
+        "volume_ratio": landed.landed / median if median and landed.landed and not batch.then else None,
         "added_columns": ", ".join(landed.added_columns),
     }
     connection.execute("insert into quality.source_metrics by name select unnest(?)", [row])
+
+
+def _newest(connection: Connection, source: Source) -> Any:
+    """The newest cursor of the table: that of a batch that came late is older."""
+    if not source.cursor:
+        return None
+    return warehouse.one(connection, f"select max({warehouse.name(source.cursor)}) from {table_of(source)}")[0]
 
 
 def _lag(newest: Any, clock: datetime) -> float | None:
@@ -159,6 +175,13 @@ def _which(source: Source, batch: Batch, at: datetime) -> dict[str, Any]:
         "loaded_at": at,
         "bytes": batch.bytes,
     }
+
+
+def record_end(connection: Connection, source: Source, fault: str | None) -> None:
+    """Writes down how a load ended: well, or with a fault."""
+    connection.execute(
+        "insert or replace into quality.last_loads values (?, ?, now(), ?)", [source.schema, source.table, fault]
+    )
 
 
 def record_failure(connection: Connection, source: Source, batch: Batch, fault: str, at: datetime) -> None:

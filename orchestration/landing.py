@@ -10,7 +10,7 @@ from orchestration import warehouse
 from orchestration.batches import KNOWN_AT, OWN, Batch, LoadError, is_own, quarantine_of, table_of, told
 from orchestration.figures import Landed, profile_of, record
 from orchestration.once import Accepted, accept, sweep
-from orchestration.shaping import broken, described, expected_columns, judged_rows, make_table
+from orchestration.shaping import broken, described, expected_columns, judged_rows, left_out, make_table
 from orchestration.warehouse import Connection
 
 EXAMPLES = 3  # rejected rows that an error shows
@@ -39,6 +39,12 @@ def land(
         if not is_own(column)
     }
     expected = expected_columns(source, batch, incoming, held)
+    for key, named in (("cursor", source.cursor), ("known_at", source.known_at)):
+        if named is not None and named not in expected:
+            raise LoadError(
+                f"{told(source)}: load: {key} names column '{named}', which {batch.source} does not have (it has:"
+                f" {', '.join(incoming)})"
+            )
     added = tuple(column for column in expected if held and column not in held)
     is_first = not held or not _has_rows(connection, source)
     connection.execute(QUARANTINE.format(table=quarantine_of(source)))
@@ -87,7 +93,8 @@ def land(
     known_at = _known_at(source, is_history, clock)
     landed = _insert(connection, source, batch, accepted, expected, loaded_at, known_at)
     _keep_their_clock(connection, source, batch)
-    deleted = sweep(connection, source, batch, expected) + _lost(connection, source, batch)
+    swept, not_here = sweep(connection, source, batch, expected)
+    deleted = swept + _lost(connection, source, batch)
     for made in ("accepted", "met", "rejected", "withdrawn"):
         connection.execute(f"drop table if exists temp.{made}")
     connection.execute(batch.then or "select 1")
@@ -103,6 +110,8 @@ def land(
         set_aside=set_aside_now,
         rejected=rejected,
         added_columns=added,
+        not_here=not_here,
+        left_out_columns=left_out(source, incoming, held) if source.columns and not batch.then else (),
     )
     record(connection, source, batch, result, profile, loaded_at, clock, started)
     return result

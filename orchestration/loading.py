@@ -10,7 +10,7 @@ import dagster as dg
 import duckdb
 import msgspec
 
-from ml.declarations import Project, Source
+from ml.declarations import DeclarationError, Project, Source
 from orchestration import landing, warehouse
 from orchestration.addresses import expanded, without_secrets
 from orchestration.batches import (
@@ -24,13 +24,13 @@ from orchestration.batches import (
     told,
 )
 from orchestration.events import batches_of_events
-from orchestration.figures import Landed, create_tables, record_failure
+from orchestration.figures import Landed, create_tables, record_end, record_failure
 from orchestration.files import batches_of_files
 from orchestration.json_lines import json_rows
-from orchestration.pages import batches_of_pages
+from orchestration.pages import batches_of_pages, check_api
 from orchestration.project import Paths
-from orchestration.streams import batches_of_stream
-from orchestration.tables import batches_of_table
+from orchestration.streams import address_of, batches_of_stream
+from orchestration.tables import batches_of_table, check_table
 from orchestration.telling import tell_sources
 from orchestration.warehouse import Connection
 
@@ -41,6 +41,14 @@ KINDS: dict[str, Callable[[Loading], Iterator[Batch]]] = {
     **dict.fromkeys(("api+http", "api+https"), batches_of_pages),
     "nats": batches_of_stream,
     "postgresql": batches_of_table,
+}
+
+
+# What of a declaration only its kind can judge.
+CHECKS: dict[str, Callable[[Source], object]] = {
+    **dict.fromkeys(("api+http", "api+https"), check_api),
+    "nats": address_of,
+    "postgresql": check_table,
 }
 
 
@@ -56,6 +64,19 @@ class Loaded(msgspec.Struct, kw_only=True):
         return any(batch.landed or batch.replaced or batch.deleted for batch in self.batches)
 
 
+def check_sources(project: Project) -> None:
+    """Raises `DeclarationError` for sources that can never be loaded as they are declared, before any is."""
+    faults = []
+    for source in project.sources:
+        try:
+            if source.scheme in CHECKS:
+                CHECKS[source.scheme](source)
+        except LoadError as error:
+            faults.append(str(error))
+    if faults:
+        raise DeclarationError("\n".join(faults))
+
+
 def load(
     connection: Connection, source: Source, where: Paths, clock: datetime, log: Callable[[str], None] = print
 ) -> Loaded:
@@ -66,13 +87,22 @@ def load(
     quality.source_metrics, those before it stay.
     """
     create_tables(connection)
+    try:
+        loaded = _load(connection, source, where, clock, log)
+    except LoadError as error:
+        record_end(connection, source, str(error))
+        raise
+    record_end(connection, source, None)
+    return loaded
+
+
+def _load(connection: Connection, source: Source, where: Paths, clock: datetime, log: Callable[[str], None]) -> Loaded:
+    try:
+        uri = expanded(source, source.uri)
+    except LoadError as error:
+        raise _unread(connection, source, str(error)) from None
     loading = Loading(
-        connection=connection,
-        source=source,
-        project=where.project,
-        data=where.data,
-        uri=expanded(source, source.uri),
-        clock=clock,
+        connection=connection, source=source, project=where.project, data=where.data, uri=uri, clock=clock
     )
     landed = [_land(connection, patient, batch, clock) for patient, batch in _repaired(loading)]
     is_history = _is_first(connection, source)
@@ -112,9 +142,14 @@ def _read(loading: Loading) -> Generator[Batch]:
         fault = str(error)
     except duckdb.Error as error:
         fault = f"{told(source)}: can't be read, the table stays as it was: {_reason(error)}"
+    raise _unread(loading.connection, source, fault)
+
+
+def _unread(connection: Connection, source: Source, fault: str) -> LoadError:
+    """The error of a source of which no batch can be had, once it is written down."""
     unread = Batch(id=new_batch_id(), source=without_secrets(source.uri), relation="")
-    record_failure(loading.connection, source, unread, fault, datetime.now(UTC))
-    raise LoadError(fault)
+    record_failure(connection, source, unread, fault, datetime.now(UTC))
+    return LoadError(fault)
 
 
 def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
@@ -132,8 +167,18 @@ def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
     waiting = f"from {quarantine} where repaired is not null and readmitted_at is null"
     for (origin,) in connection.execute(f"select distinct source {waiting} order by 1").fetchall():
         of_origin = f"repaired is not null and readmitted_at is null and source = {warehouse.literal(origin)}"
+        # A repair is made by hand: a column that the table lacks is a slip of it, not the source's new one.
+        known = warehouse.literal([column.lower() for column in loading.wanted()])
         connection.execute(
-            f"create or replace temp table lines as select repaired as line from {quarantine} where {of_origin}"
+            f"""
+            create or replace temp table repairs as
+            select
+                repaired as line,
+                list_filter(json_keys(try_cast(repaired as json)), lambda key: lower(key) not in {known}) as unknown
+            from {quarantine} where {of_origin};
+            create or replace temp table lines as
+            select line from temp.repairs where coalesce(len(unknown), 0) = 0
+            """
         )
         rows = json_rows(connection, "temp.lines", loading.wanted())
         batch = Batch(
@@ -142,7 +187,12 @@ def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
             relation=rows.relation,
             form="json",
             sniffed=rows.sniffed,
-            unreadable=rows.unreadable,
+            unreadable=f"""
+                {rows.unreadable}
+                union all
+                select 'the table has no column ' || array_to_string(unknown, ', ') as rule, line as row
+                from temp.repairs where len(unknown) > 0
+            """,
             then=f"update {quarantine} set readmitted_at = now() where {of_origin}",
         )
         yield msgspec.structs.replace(source, max_rejected=1.0), batch
@@ -186,8 +236,16 @@ def _freshness(connection: Connection, source: Source, project: Project) -> dg.A
         check_name="freshness",
         passed=not is_late and days <= (source.warn_after_days or math.inf),
         severity=dg.AssetCheckSeverity.ERROR if is_late else dg.AssetCheckSeverity.WARN,
+        description=f"newest {source.loaded_at}: {newest or 'no row'}{_too_old(source, days)}",
         metadata={"newest": str(newest), "days old": round(days, 3) if newest else "no row"},
     )
+
+
+def _too_old(source: Source, days: float) -> str:
+    limits = {"warns": source.warn_after_days, "fails": source.error_after_days}
+    told_limits = " and ".join(f"{does} after {limit:g}" for does, limit in limits.items() if limit is not None)
+    age = f", {days:.1f} days old" if math.isfinite(days) else ""
+    return f"{age}; it {told_limits} days"
 
 
 def raw_asset(
@@ -229,11 +287,16 @@ def raw_asset(
         schema = [dg.TableColumn(name, kind, description=described.get(name)) for name, kind in columns.items()]
         set_aside = sum(batch.set_aside for batch in loaded.batches)
         added = [column for batch in loaded.batches for column in batch.added_columns]
+        left_out = dict.fromkeys(column for batch in loaded.batches for column in batch.left_out_columns)
         notes = [
             *loaded.notes,
             *([f"bad rows, in {quarantine_of(source)}: {set_aside:,}".replace('"', "")] if set_aside else []),
             *([f"new columns: {', '.join(added)}"] if added else []),
+            *([f"null, since they are not declared and did not come: {', '.join(left_out)}"] if left_out else []),
         ]
+        not_here = loaded.batches[-1].not_here if loaded.batches else 0
+        if not_here:
+            notes.append(f"only at the source, as set aside, or older than the overlap when they came: {not_here:,}")
         for note in notes:
             context.log.warning(f"{source.schema}.{source.table}: {note}")
         yield dg.MaterializeResult(

@@ -117,10 +117,11 @@ def _meet(connection: Connection, source: Source, found: Accepted) -> None:
     found.replaced = replaced
 
 
-def sweep(connection: Connection, source: Source, batch: Batch, expected: Mapping[str, str]) -> int:
-    """Deletes the rows whose key the source no longer has; how many there were."""
+def sweep(connection: Connection, source: Source, batch: Batch, expected: Mapping[str, str]) -> tuple[int, int]:
+    """Deletes the rows whose key the source no longer has; how many there were, and how many of its keys are not here:
+    rows that were set aside, or came with a cursor older than the overlap."""
     if batch.keys is None or not source.key:
-        return 0
+        return 0, 0
     key = [(warehouse.name(column), expected[column]) for column in source.key]
     typed = ", ".join(f"try_cast({column} as {kind}) as {column}" for column, kind in key)
     same_key = " and ".join(f"held.{column} is not distinct from here.{column}" for column, _ in key)
@@ -133,4 +134,11 @@ def sweep(connection: Connection, source: Source, batch: Batch, expected: Mappin
         )
         """,
     )
-    return int(deleted)
+    (not_here,) = warehouse.one(
+        connection,
+        f"""
+        select count(*) from (select {typed} from {batch.keys}) as here
+        anti join {table_of(source)} as held on {same_key}
+        """,
+    )
+    return int(deleted), int(not_here)

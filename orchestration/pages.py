@@ -17,7 +17,7 @@ import msgspec
 
 from ml.declarations import Source
 from orchestration import batches, warehouse
-from orchestration.addresses import expanded, scrubbed, without_secrets
+from orchestration.addresses import NAMED, expanded, scrubbed, without_secrets
 from orchestration.batches import Batch, LoadError, Loading, told
 from orchestration.json_lines import json_rows
 
@@ -25,6 +25,7 @@ ATTEMPTS = 5  # of one page
 BACK_OFF_SECONDS = 1.0  # before the second attempt, doubled before each further one, if no Retry-After says more
 LONGEST_WAIT_SECONDS = 300.0  # also where Retry-After says more
 TIMEOUT_SECONDS = 60.0  # in which a server must go on with its answer
+SECRET_HEADERS = {"authorization", "cookie", "x-api-key", "api-key", "x-auth-token"}
 SHOWN = 200  # characters of an answer that an error shows
 ENCODER = msgspec.json.Encoder(decimal_format="number")
 # dlt's others: "auto" guesses, and a wrong guess ends after the first page without a word.
@@ -39,6 +40,7 @@ def batches_of_pages(loading: Loading) -> Iterator[Batch]:
     next load asks from the same cursor.
     """
     connection, source = loading.connection, loading.source
+    check_api(source)
     name = without_secrets(source.uri.removeprefix("api+"))
     connection.execute("create or replace temp table lines (line varchar)")
     content, size, count = hashlib.sha256(loading.declaration.encode()), 0, 0
@@ -64,6 +66,22 @@ def batches_of_pages(loading: Loading) -> Iterator[Batch]:
         bytes=size,
         replaces=earlier[1] if earlier else (),
     )
+
+
+def check_api(source: Source) -> None:
+    """Raises `LoadError` if the declaration of an API asks for what can't be, or a secret is written in it."""
+    _paginator(source)
+    _selector(source)
+    if source.api.cursor_param and not source.cursor:
+        raise LoadError(
+            f"{told(source)}: load: api: cursor_param is how the API is told the newest cursor, but load lacks cursor"
+        )
+    for name, value in source.api.headers.items():
+        if name.lower() in SECRET_HEADERS and not NAMED.search(str(value)):
+            raise LoadError(
+                f"{told(source)}: load: api: headers: a secret is written in {name}; put it into the environment, and"
+                " ${ITS_NAME} here"
+            )
 
 
 def _pages(loading: Loading) -> Iterator[tuple[int, list[str]]]:
@@ -166,11 +184,7 @@ def _params(loading: Loading) -> dict[str, str]:
     params = _texts(source, source.api.params)
     if not source.api.cursor_param:
         return params
-    if not source.cursor:
-        raise LoadError(
-            f"{told(source)}: load: api: cursor_param is how the API is told the newest cursor, but load lacks cursor"
-        )
-    if source.cursor not in warehouse.columns(connection, source.schema, source.table):
+    if not source.cursor or source.cursor not in warehouse.columns(connection, source.schema, source.table):
         return params
     newest = f"select max({warehouse.name(source.cursor)}) from {batches.table_of(source)}"
     (value,) = warehouse.one(connection, newest)

@@ -268,6 +268,10 @@ def main() -> None:
     """Checks the declarations, for `make check`: what they declare, or every mistake and exit code 1."""
     try:
         project = load_project(paths())
+        if project.sources:
+            from orchestration.loading import check_sources
+
+            check_sources(project)
     except (ProjectError, DeclarationError) as error:
         sys.exit(str(error))
     print(

@@ -120,6 +120,8 @@ class Display:
             if key in ("difference",) or check.check_name == "gate"
         )
         warns = check.severity.value == "WARN"
+        if not told and check.check_name == "freshness":
+            told = check.description or ""
         if warns and check.check_name == "gate":
             told += "; the champion goes on scoring"
         sign = "[yellow]![/]" if warns else "[red]✗[/]"
@@ -287,7 +289,8 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
             give_slots_back(instance, where, run_id)
             display.progress.update(display.task, total=len(set(job.asset_layer.executable_asset_keys)))
             instance.add_event_listener(run_id, display)
-            config = {"ops": {"dbt_build": {"config": {"full_refresh": full_refresh}}}}
+            has_models = "dbt_build" in job.graph.node_dict
+            config = {"ops": {"dbt_build": {"config": {"full_refresh": full_refresh}}}} if has_models else {}
             with alive(where, run_id):
                 result = job.execute_in_process(
                     instance=instance, run_id=run_id, raise_on_error=False, tags=BY, run_config=config

@@ -1,5 +1,6 @@
 """The shape of a batch: which columns and types its raw table has once it has landed, and what is bad in its rows."""
 
+import re
 from collections.abc import Mapping
 
 import duckdb
@@ -8,6 +9,9 @@ from ml.declarations import Rule, Source
 from orchestration import warehouse
 from orchestration.batches import KNOWN_AT, OWN, TAKEN, Batch, LoadError, is_own, table_of, told
 from orchestration.warehouse import Connection
+
+DECIMAL = re.compile(r"(?:DECIMAL|DEC|NUMERIC)\b[^,]*(?:,\s*(\d+))?", re.IGNORECASE)
+MORE_DIGITS = 10  # by which a decimal that is written longer than its type is known
 
 
 def described(connection: Connection, relation: str) -> dict[str, str]:
@@ -30,8 +34,10 @@ def expected_columns(
     typed = {column: kind.upper() for column, kind in source.types.items() if not is_own(column)}
     wanted = {**held, **typed}
     listed = [column for column in (*source.columns, *source.key) if not column.startswith("_")]
+    # What is declared has to come; where nothing is, what came before. A column that only a batch once had has not to.
     # In JSON a key that nobody has is no key at all: what has a type is null everywhere.
-    absent = [column for column in dict.fromkeys([*listed, *held]) if column not in incoming]
+    required = listed if source.columns else dict.fromkeys([*listed, *held])
+    absent = [column for column in required if column not in incoming]
     missing = [column for column in absent if batch.form != "json" or column not in wanted]
     if missing:
         raise LoadError(
@@ -73,6 +79,11 @@ def _schemas(incoming: Mapping[str, str], expected: Mapping[str, str]) -> str:
         return ", ".join(f"{column} {kind}" for column, kind in schema.items())
 
     return f"\n  it has:   {listed(incoming)}\n  expected: {listed(expected)}"
+
+
+def left_out(source: Source, incoming: Mapping[str, str], held: Mapping[str, str]) -> tuple[str, ...]:
+    """Columns that the table has, nobody declares, and a batch lacks: null in its rows."""
+    return tuple(column for column in held if column not in incoming and column not in source.columns)
 
 
 def make_table(connection: Connection, source: Source, expected: Mapping[str, str], held: Mapping[str, str]) -> None:
@@ -131,7 +142,9 @@ def judged_rows(
         else:
             cast = _cast(name, incoming[column], kind)
             columns.append(f"{cast} as {name}")
-            misfits.append(f"{name} is not null and {_misfit(name, cast, kind)} as {broken(len(faults))}")
+            misfits.append(
+                f"{name} is not null and {_misfit(name, incoming[column], cast, kind)} as {broken(len(faults))}"
+            )
             faults.append(f"{column} is no {kind.lower()}")
     packed = ", ".join(f"{warehouse.name(column)} := {warehouse.name(column)}" for column in incoming)
     typed = f"select {', '.join([*columns, f'struct_pack({packed}) as _row', *misfits])} from {relation}"
@@ -149,11 +162,14 @@ def _cast(name: str, given: str, kind: str) -> str:
     return f"try_cast({name} as {kind})"
 
 
-def _misfit(name: str, cast: str, kind: str) -> str:
+def _misfit(name: str, given: str, cast: str, kind: str) -> str:
     """SQL of whether a value is no such type: a cast that would round a fraction away, or a time of day, is none."""
     family = _family(kind)
     if family == "number" and "INT" in kind.upper():
         return f"({cast} is null or {cast} <> try_cast({name} as double))"
+    if _family(given) == "text" and (decimal := DECIMAL.match(kind)):
+        longer = f"decimal(38, {min(38, int(decimal[1] or 3) + MORE_DIGITS)})"  # 3 as the warehouse has it
+        return f"({cast} is null or coalesce({cast} <> try_cast({name} as {longer}), false))"
     if family == "date" and kind.upper() == "DATE":
         return f"({cast} is null or {cast} <> try_cast({name} as timestamp))"
     return f"{cast} is null"

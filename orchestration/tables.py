@@ -65,15 +65,33 @@ def _where(source: Source, address: Address) -> str:
     return f"{told(source)}: load: from {address.server}"
 
 
+def check_table(source: Source) -> None:
+    """Raises `LoadError` if a source's URI names no table or query, or both, or if a password is written in it."""
+    _parts(source)
+
+
 def _address(source: Source) -> Address:
     """The address that a source's URI gives. A value from the environment stands in it as it is, whatever its letters.
 
-    Raises `LoadError` if it names no table or query, or both, or if a password is written in the file.
+    Raises `LoadError`.
     """
 
     def value(match: re.Match[str]) -> str:
         return quote(expanded(source, match[0]), safe=":,[]")
 
+    bare, given = _parts(source)
+    filled = {name: NAMED.sub(value, text) for name, text in given.items()}
+    table, query = (unquote(filled.pop(name, "")).strip() for name in ("table", "query"))
+    return Address(
+        uri=f"{NAMED.sub(value, bare)}?{'&'.join(f'{name}={text}' for name, text in filled.items())}",
+        server=without_secrets(bare),
+        table=table or None,
+        query=query.rstrip("; \n") or None,
+    )
+
+
+def _parts(source: Source) -> tuple[str, dict[str, str]]:
+    """A source's URI as it is declared: without its parameters, and they. Raises `LoadError`."""
     bare, _, parameters = source.uri.partition("?")
     given = dict(part.partition("=")[::2] for part in parameters.split("&") if part)
     user = bare.partition("://")[2].rpartition("@")[0]
@@ -83,18 +101,11 @@ def _address(source: Source) -> Address:
             f"{told(source)}: load: from {server}: a password is written in it; put it into the environment, and"
             " ${ITS_NAME} here"
         )
-    filled = {name: NAMED.sub(value, text) for name, text in given.items()}
-    table, query = (unquote(filled.pop(name, "")).strip() for name in ("table", "query"))
-    if bool(table) == bool(query):
+    if bool(given.get("table", "").strip()) == bool(given.get("query", "").strip()):
         raise LoadError(
             f"{told(source)}: load: from {server}: write either ?table=<schema.name> or ?query=<select ...> after it"
         )
-    return Address(
-        uri=f"{NAMED.sub(value, bare)}?{'&'.join(f'{name}={text}' for name, text in filled.items())}",
-        server=server,
-        table=table or None,
-        query=query.rstrip("; \n") or None,
-    )
+    return bare, given
 
 
 def _read(loading: Loading, address: Address, attempt: int) -> Batch | None:

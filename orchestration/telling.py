@@ -39,6 +39,8 @@ def _figures(connection: Connection, source: Source) -> SourceFigures:
         """,
         [source.schema, source.table],
     )
+    ended = "select max(fault) from quality.last_loads where schema_name = ? and table_name = ?"
+    (fault,) = warehouse.one(connection, ended, [source.schema, source.table])
     rows = waiting = 0
     if warehouse.exists(connection, source.schema, source.table):
         (rows,) = warehouse.one(connection, f"select count(*) from {table_of(source)}")
@@ -52,6 +54,7 @@ def _figures(connection: Connection, source: Source) -> SourceFigures:
         loaded_from=without_secrets(source.uri),
         rows=rows,
         quarantined=waiting,
+        fault=fault,
         batches=[
             BatchFigures(
                 source=batch["source"],

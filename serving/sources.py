@@ -28,7 +28,8 @@ class BatchFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """A raw table with its newest batches, the oldest first. `quarantined` rows wait to be repaired."""
+    """A raw table with its newest batches, the oldest first. `quarantined` rows wait to be repaired; `fault` is what
+    the last load failed of."""
 
     name: str
     description: str
@@ -36,6 +37,7 @@ class SourceFigures(msgspec.Struct, frozen=True, kw_only=True):
     loaded_from: str
     rows: int
     quarantined: int
+    fault: str | None = None
     batches: list[BatchFigures]
 
 
@@ -66,7 +68,6 @@ class SourceView(msgspec.Struct, frozen=True, kw_only=True):
 
     source: SourceFigures
     state: str
-    fault: str | None
     bars: list[Bar]
     nulls: list[tuple[str, float, float]]
 
@@ -92,12 +93,9 @@ def source_view(source: SourceFigures) -> SourceView:
     """A raw table as its card shows it."""
     batches = source.batches[-WIDEST:]
     landed = [batch for batch in batches if batch.status == "landed"]
-    last = batches[-1] if batches else None
-    failed = last is not None and last.status != "landed"
     return SourceView(
         source=source,
-        state="failed" if failed else "loaded" if landed else "waiting",
-        fault=last.fault if failed and last else None,
+        state="failed" if source.fault else "loaded" if landed else "waiting",
         bars=_bars(batches),
         nulls=_jumps(landed),
     )

@@ -221,7 +221,7 @@ def test_only_a_report_is_served_and_nothing_beside(client: Client, data: Path, 
     assert client.get("/reports/" + path).status_code == 404
 
 
-def sources_file(data: Path, *batches: BatchFigures) -> None:
+def sources_file(data: Path, *batches: BatchFigures, fault: str | None = None) -> None:
     figures = SourceFigures(
         name="raw.visits",
         description="Visits to the shop.",
@@ -229,6 +229,7 @@ def sources_file(data: Path, *batches: BatchFigures) -> None:
         loaded_from="postgresql://shop:${PASSWORD}@db/shop?table=visits",
         rows=1234,
         quarantined=7,
+        fault=fault,
         batches=list(batches),
     )
     report = SourceReport(written_at=datetime(2024, 3, 5, tzinfo=UTC), sources=[figures])
@@ -284,11 +285,21 @@ def test_a_first_load_of_all_history_leaves_the_days_that_follow_to_be_seen(clie
 
 def test_a_source_that_failed_says_why(client: Client, data: Path) -> None:
     failed = a_batch(2, status="failed", fault="<b>visits</b> lacks the columns zip", rows=None, null_shares={})
-    sources_file(data, a_batch(1), failed)
+    sources_file(data, a_batch(1), failed, fault=failed.fault)
     page = client.get("/sources").text
     assert ">failed<" in page
     assert "&lt;b&gt;visits&lt;/b&gt; lacks the columns zip" in page
     assert 'class="failed"' in page
+
+
+def test_a_source_is_failed_no_more_once_a_load_has_found_nothing_new_or_admitted_repairs(
+    client: Client, data: Path
+) -> None:
+    failed = a_batch(2, status="failed", fault="visits can't be reached", rows=None, null_shares={})
+    sources_file(data, a_batch(1), failed, a_batch(3, status="readmitted", rows=1))
+    page = client.get("/sources").text
+    assert ">loaded<" in page
+    assert ">failed<" not in page
 
 
 def test_a_damaged_file_of_sources_is_no_error(client: Client, data: Path) -> None:
