@@ -25,7 +25,9 @@ MEANING_OF_OWN = {
     KNOWN_AT: "When the business knew it, UTC: its own clock in the first full load, when it came later on",
 }
 MARKS = "_content, _cursor, _place, _nth, _is_same, _is_older"
-TAKEN = {*OWN, KNOWN_AT, "_row", *MARKS.split(", ")}
+# What the engine calls columns while rows are judged: the first sign of a name of its own, so that no source's is one.
+TAKEN = {*OWN, KNOWN_AT, "_row", "_rule", "_came", *MARKS.split(", ")}
+BROKEN = "_broken_"  # and a number: the mark of a row that breaks a rule
 
 
 class LoadError(RuntimeError):
@@ -97,6 +99,11 @@ class Loading(msgspec.Struct, kw_only=True):
             [self.source.schema, self.source.table],
         ).fetchall()
         return {source: (fingerprint, tuple(batches)) for source, fingerprint, batches in found}
+
+
+def is_taken(column: str) -> bool:
+    """Whether a column can't be a source's, as the engine has one of that name; to the warehouse case is no matter."""
+    return column.lower() in TAKEN or column.lower().startswith(BROKEN)
 
 
 def new_batch_id() -> str:

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import importlib.util
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from orchestration.warehouse import Connection
 ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
 # A text file may lack its last newline, and a file may grow: one touched this recently may not be whole yet.
 SETTLED_SECONDS = 60
+LITTLE = 1 << 10  # bytes of a file that may have no content
+QUOTED = """quote = '"', escape = '"'"""
 SNIFFED = 200_000  # rows of a CSV from which types are told; what has another type later is a bad row
 
 
@@ -150,7 +153,9 @@ def _unfinished(path: Path, file: File, source: Source) -> str | None:
     elif ending == ".parquet" and (head != b"PAR1" or tail != b"PAR1"):
         fault = "has no Parquet footer"
     elif path.suffix == ".gz" and not _is_whole_gzip(path):
-        fault = "is a gzip file that breaks off"
+        fault = "is a gzip file that breaks off, or none at all"
+    elif size <= LITTLE and ending != ".parquet" and not _text(path).strip():
+        fault = "has no content"
     elif ending == ".json" and path.suffix != ".gz" and tail.strip()[-1:] not in (b"]", b"}"):
         fault = "ends before its JSON does"
     elif ending in (".csv", ".jsonl") and path.suffix != ".gz" and not tail.endswith((b"\n", b"\r")):
@@ -169,9 +174,16 @@ def _is_whole_gzip(path: Path) -> bool:
         with gzip.open(path) as content:
             while content.read(1 << 20):
                 pass
-    except (EOFError, OSError):
+    except (EOFError, OSError, zlib.error):
         return False
     return True
+
+
+def _text(path: Path) -> bytes:
+    import gzip
+
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as content:
+        return content.read(LITTLE + 1)
 
 
 def _read(connection: Connection, source: Source, path: Path, wanted: Mapping[str, str]) -> Batch:
@@ -217,16 +229,22 @@ def _tell_day_from_month(connection: Connection, source: Source, column: str, ho
 
 def _read_csv(connection: Connection, source: Source, file: str, wanted: Mapping[str, str]) -> Batch:
     """A CSV file as text, so that a value of another type is a bad row, and not the end of the file."""
-    found, *formats = warehouse.one(
+    # Quoted as RFC 4180 has it: a guess from the first rows would be wrong where quotes come late, or one lacks its
+    # other. What else is guessed is guessed once.
+    found, delimiter, skip, has_header, *formats = warehouse.one(
         connection,
-        f"select Columns, DateFormat, TimestampFormat from sniff_csv({file}, sample_size = {SNIFFED})",
+        f"""
+        select Columns, Delimiter, SkipRows, HasHeader, DateFormat, TimestampFormat
+        from sniff_csv({file}, sample_size = {SNIFFED}, {QUOTED}, ignore_errors = true)
+        """,
     )
+    dialect = f"{QUOTED}, delim = {warehouse.literal(delimiter)}, skip = {skip}, header = {has_header}"
     sniffed = {column["name"]: column["type"] for column in found}
     connection.execute(
         f"""
         drop table if exists temp.bad_lines; drop table if exists temp.bad_scans;
         create or replace temp table staged as
-        select * from read_csv({file}, all_varchar = true, store_rejects = true,
+        select * from read_csv({file}, {dialect}, all_varchar = true, store_rejects = true,
             rejects_table = 'bad_lines', rejects_scan = 'bad_scans')
         """
     )

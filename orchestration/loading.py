@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, time
 from typing import cast
 
@@ -12,12 +12,13 @@ import msgspec
 
 from ml.declarations import DeclarationError, Project, Source
 from orchestration import landing, warehouse
-from orchestration.addresses import expanded, without_secrets
+from orchestration.addresses import expanded_url, without_secrets
 from orchestration.batches import (
     MEANING_OF_OWN,
     Batch,
     LoadError,
     Loading,
+    is_own,
     new_batch_id,
     quarantine_of,
     table_of,
@@ -90,7 +91,8 @@ def load(
     try:
         loaded = _load(connection, source, where, clock, log)
     except LoadError as error:
-        record_end(connection, source, str(error))
+        with suppress(duckdb.Error):
+            record_end(connection, source, str(error))
         raise
     record_end(connection, source, None)
     return loaded
@@ -98,7 +100,7 @@ def load(
 
 def _load(connection: Connection, source: Source, where: Paths, clock: datetime, log: Callable[[str], None]) -> Loaded:
     try:
-        uri = expanded(source, source.uri)
+        uri = expanded_url(source)
     except LoadError as error:
         raise _unread(connection, source, str(error)) from None
     loading = Loading(
@@ -142,6 +144,8 @@ def _read(loading: Loading) -> Generator[Batch]:
         fault = str(error)
     except duckdb.Error as error:
         fault = f"{told(source)}: can't be read, the table stays as it was: {_reason(error)}"
+    except (OSError, UnicodeError, RecursionError) as error:
+        fault = f"{told(source)}: can't be read, the table stays as it was: {type(error).__name__}: {error}"
     raise _unread(loading.connection, source, fault)
 
 
@@ -168,7 +172,7 @@ def _repaired(loading: Loading) -> Iterator[tuple[Source, Batch]]:
     for (origin,) in connection.execute(f"select distinct source {waiting} order by 1").fetchall():
         of_origin = f"repaired is not null and readmitted_at is null and source = {warehouse.literal(origin)}"
         # A repair is made by hand: a column that the table lacks is a slip of it, not the source's new one.
-        known = warehouse.literal([column.lower() for column in loading.wanted()])
+        known = warehouse.literal([column.lower() for column in loading.wanted() if not is_own(column)])
         connection.execute(
             f"""
             create or replace temp table repairs as
@@ -207,7 +211,8 @@ def _land(connection: Connection, source: Source, batch: Batch, clock: datetime,
         fault = str(error)
     except duckdb.Error as error:
         fault = f"{told(source)}: {batch.source} did not land, the table stays as it was: {_reason(error)}"
-    record_failure(connection, source, batch, fault, loaded_at)
+    with suppress(duckdb.Error):  # a full disk takes no record of it either
+        record_failure(connection, source, batch, fault, loaded_at)
     raise LoadError(fault)
 
 

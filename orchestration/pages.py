@@ -20,6 +20,7 @@ from orchestration import batches, warehouse
 from orchestration.addresses import NAMED, expanded, scrubbed, without_secrets
 from orchestration.batches import Batch, LoadError, Loading, told
 from orchestration.json_lines import json_rows
+from orchestration.tables import FUTURE
 
 ATTEMPTS = 5  # of one page
 BACK_OFF_SECONDS = 1.0  # before the second attempt, doubled before each further one, if no Retry-After says more
@@ -186,7 +187,11 @@ def _params(loading: Loading) -> dict[str, str]:
         return params
     if not source.cursor or source.cursor not in warehouse.columns(connection, source.schema, source.table):
         return params
-    newest = f"select max({warehouse.name(source.cursor)}) from {batches.table_of(source)}"
+    name, held = warehouse.name(source.cursor), warehouse.columns(connection, source.schema, source.table)
+    is_time = held[source.cursor].startswith(("DATE", "TIMESTAMP"))
+    # What is of the future would hide all that comes until then.
+    past = f"where {name}::timestamp <= {FUTURE}" if is_time else ""
+    newest = f"select max({name}) from {batches.table_of(source)} {past}"
     (value,) = warehouse.one(connection, newest)
     return params if value is None else {**params, source.api.cursor_param: _written(value)}
 

@@ -7,11 +7,11 @@ import duckdb
 
 from ml.declarations import Rule, Source
 from orchestration import warehouse
-from orchestration.batches import KNOWN_AT, OWN, TAKEN, Batch, LoadError, is_own, table_of, told
+from orchestration.batches import BROKEN, KNOWN_AT, OWN, Batch, LoadError, is_own, is_taken, table_of, told
 from orchestration.warehouse import Connection
 
 DECIMAL = re.compile(r"(?:DECIMAL|DEC|NUMERIC)\b[^,]*(?:,\s*(\d+))?", re.IGNORECASE)
-MORE_DIGITS = 10  # by which a decimal that is written longer than its type is known
+EXACT = re.compile("DECIMAL|U?HUGEINT")
 
 
 def described(connection: Connection, relation: str) -> dict[str, str]:
@@ -25,7 +25,7 @@ def expected_columns(
 
     Raises `LoadError`, with both schemas, where a column is missing or has become another kind of thing.
     """
-    taken = [column for column in incoming if column.lower() in TAKEN]
+    taken = [column for column in incoming if is_taken(column)]
     if taken:
         raise LoadError(
             f"{told(source)}: {batch.source} has the columns {', '.join(taken)}, which are the engine's own; call them"
@@ -142,11 +142,16 @@ def judged_rows(
         else:
             cast = _cast(name, incoming[column], kind)
             columns.append(f"{cast} as {name}")
+            # Never null: a row that is neither good nor bad would vanish.
             misfits.append(
                 f"{name} is not null and {_misfit(name, incoming[column], cast, kind)} as {broken(len(faults))}"
             )
             faults.append(f"{column} is no {kind.lower()}")
-    packed = ", ".join(f"{warehouse.name(column)} := {warehouse.name(column)}" for column in incoming)
+    # JSON has doubles alone: what is more exact is kept as a text, also through a repair.
+    packed = ", ".join(
+        f"{warehouse.name(column)} := {warehouse.name(column)}{'::varchar' if EXACT.match(kind) else ''}"
+        for column, kind in incoming.items()
+    )
     typed = f"select {', '.join([*columns, f'struct_pack({packed}) as _row', *misfits])} from {relation}"
     if not rules:
         return typed, faults
@@ -157,9 +162,27 @@ def judged_rows(
 def _cast(name: str, given: str, kind: str) -> str:
     """SQL of a column as another type, null where it can't be one. A time that is written with a zone becomes UTC,
     where a plain cast to a timestamp would drop the zone."""
-    if _family(given) == "text" and kind.upper() in ("TIMESTAMP", "TIMESTAMP WITHOUT TIME ZONE", "DATETIME"):
-        return f"try_cast(try_cast({name} as timestamptz) as {kind})"
-    return f"try_cast({name} as {kind})"
+    wanted = kind.upper()
+    if _family(given) == "text" and wanted.startswith(("TIMESTAMP", "DATETIME")) and not _has_zone(wanted):
+        moment = f"try_cast(try_cast({name} as timestamptz) as timestamp)"
+        return moment if wanted in ("TIMESTAMP", "DATETIME") else f"try_cast({moment} as {kind})"
+    return exact_decimal(name, kind) if _family(given) == "text" else f"try_cast({name} as {kind})"
+
+
+def _has_zone(kind: str) -> bool:
+    return kind == "TIMESTAMPTZ" or kind.endswith("WITH TIME ZONE")
+
+
+def exact_decimal(name: str, kind: str) -> str:
+    """SQL of a number's text as another type: null where it can't be one, and where a DECIMAL would be rounded."""
+    cast, decimal = f"try_cast({name} as {kind})", DECIMAL.match(kind)
+    if not decimal:
+        return cast
+    scale = int(decimal[1]) if decimal[1] else 0 if "(" in kind else 3  # as the warehouse has it
+    beyond = f"regexp_matches({name}, '\\.\\d{{{scale}}}\\d*[1-9]')"
+    # Written with an exponent, digits tell nothing.
+    rounds = f"case when contains(lower({name}), 'e') then try_cast({name} as double) <> {cast} else {beyond} end"
+    return f"case when not {rounds} then {cast} end"
 
 
 def _misfit(name: str, given: str, cast: str, kind: str) -> str:
@@ -167,13 +190,12 @@ def _misfit(name: str, given: str, cast: str, kind: str) -> str:
     family = _family(kind)
     if family == "number" and "INT" in kind.upper():
         return f"({cast} is null or {cast} <> try_cast({name} as double))"
-    if _family(given) == "text" and (decimal := DECIMAL.match(kind)):
-        longer = f"decimal(38, {min(38, int(decimal[1] or 3) + MORE_DIGITS)})"  # 3 as the warehouse has it
-        return f"({cast} is null or coalesce({cast} <> try_cast({name} as {longer}), false))"
     if family == "date" and kind.upper() == "DATE":
         return f"({cast} is null or {cast} <> try_cast({name} as timestamp))"
+    if _family(given) == "text" and kind.upper() in ("DOUBLE", "FLOAT", "REAL"):
+        return f"({cast} is null or (isinf({cast}) and not contains(lower({name}), 'inf')))"
     return f"{cast} is null"
 
 
 def broken(place: int) -> str:
-    return f"_broken_{place}"
+    return f"{BROKEN}{place}"

@@ -19,7 +19,7 @@ import msgspec
 from ml.declarations import Source
 from orchestration import warehouse
 from orchestration.addresses import NAMED, expanded, scrubbed, without_secrets
-from orchestration.batches import KNOWN_AT, OWN, TAKEN, Batch, LoadError, Loading, new_batch_id, told
+from orchestration.batches import BROKEN, KNOWN_AT, OWN, TAKEN, Batch, LoadError, Loading, new_batch_id, told
 from orchestration.json_lines import json_rows
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _batch(loading: Loading, address: Address, messages: list["Msg"]) -> Batch:
                 line,
                 list_has_any(
                     list_transform(json_keys(line), lambda key: lower(key)), {warehouse.literal(sorted(TAKEN))}
-                ) as is_taken
+                ) or len(list_filter(json_keys(line), lambda key: starts_with(lower(key), '{BROKEN}'))) > 0 as is_taken
             from given;
             create or replace temp table lines as select line from temp.given where not is_taken
             """
@@ -292,6 +292,8 @@ class _Server:
         fault = (
             f"listens to '{config.filter_subject}'" if config.filter_subject not in (address.subject, None, "")
             else "has its messages pushed" if config.deliver_subject
+            else "gives a message up after some deliveries (max_deliver)" if (config.max_deliver or -1) > 0
+            else "gives the headers of messages alone (headers_only)" if config.headers_only
             else f"acknowledges '{config.ack_policy}'" if config.ack_policy != AckPolicy.EXPLICIT
             else None
         )  # fmt: skip

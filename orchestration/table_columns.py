@@ -7,7 +7,8 @@ import msgspec
 
 from ml.declarations import Source
 from orchestration import warehouse
-from orchestration.batches import LoadError, Loading
+from orchestration.batches import LoadError, Loading, is_taken
+from orchestration.shaping import exact_decimal
 
 NUMBERS = ("int2", "int4", "int8", "float4", "float8", "numeric")
 TIMES = {"timestamptz": "TIMESTAMPTZ", "timestamp": "TIMESTAMP", "date": "DATE"}
@@ -54,7 +55,7 @@ def columns_of(loading: Loading, relation: str, cursor: Any) -> list[Column]:
         if kind == "numeric" and wanted != "VARCHAR":
             stored = wanted or _decimal(int(told_of.get("POSTGRESQL:typmod", -1)))
             rule = f"{field.name} is no {stored.lower()}"
-            stored = f"try_cast({name} as {stored})"
+            stored = exact_decimal(name, stored)
         elif kind in ("timestamptz", "timestamp") and wanted != "VARCHAR":
             stored = _finite(f"epoch_us({name})", name, MINUS_INFINITE_MICROSECOND, FIRST_MICROSECOND)
         elif kind == "date" and wanted != "VARCHAR":
@@ -77,6 +78,20 @@ def _finite(number: str, name: str, minus_infinite: int, first: int) -> str:
 def check_columns(source: Source, columns: Sequence[Column], where: str) -> None:
     """Whether cursor and key are columns, and the cursor one that has an order, and times for an overlap."""
     kinds = {column.name: column.kind for column in columns}
+    taken = [name for name in kinds if is_taken(name)]
+    if taken:
+        raise LoadError(
+            f"{where}: has the columns {', '.join(taken)}, which are the engine's own; ask for them under another name:"
+            " ?query=select ..."
+        )
+    spelled: dict[str, str] = {}
+    for name in kinds:
+        if name.lower() in spelled:
+            raise LoadError(
+                f"{where}: the columns {spelled[name.lower()]} and {name} differ in case alone, which the warehouse"
+                " does not tell apart; ask for one of them under another name: ?query=select ..."
+            )
+        spelled[name.lower()] = name
     for word, named in (("cursor", [source.cursor] if source.cursor else []), ("key", source.key)):
         for column in named:
             if column not in kinds:

@@ -21,6 +21,7 @@ from orchestration.table_columns import TEXTS, TIMES, Column, check_columns, col
 # Waits before a read whose connection broke is begun again.
 RETRY_AFTER_SECONDS = (1.0, 4.0, 16.0)
 # Arrow that is held at once; a few of these are under way between the server and the warehouse.
+FUTURE = "now()::timestamp + interval 1 day"  # whose clocks may differ
 BATCH_BYTES = 16 << 20
 
 
@@ -251,6 +252,8 @@ def _since(loading: Loading, columns: Sequence[Column]) -> str | None:
     if kind in TIMES:
         overlap = round(source.overlap_days * 86_400 * 1_000_000)
         newest = f"try_cast({name} as {TIMES[kind]}) - to_microseconds({overlap})"
+    # What is of the future, an infinity or a slip of the year, would hide all that comes until then.
+    is_past = f"try_cast({name} as timestamp) <= {FUTURE}" if kind in TIMES else "true"
     # Nothing is newer than infinity. The topmost row is found by the statistics of each block, a maximum is not.
     is_finite = (
         f"isfinite({name})" if held[source.cursor].startswith(("DATE", "TIMESTAMP", "DOUBLE", "FLOAT")) else "true"
@@ -258,7 +261,8 @@ def _since(loading: Loading, columns: Sequence[Column]) -> str | None:
     found = loading.connection.execute(
         f"""
         select ({newest})::varchar from (
-            select {name} from {table_of(source)} where {name} is not null and {is_finite} order by 1 desc limit 1
+            select {name} from {table_of(source)} where {name} is not null and {is_finite} and {is_past}
+            order by 1 desc limit 1
         )
         """
     ).fetchall()

@@ -17,6 +17,7 @@ Kind = Literal["integer", "number", "boolean", "text", "date", "timestamp", "tim
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(Z|[+-]\d{2}:?\d{2})?")
+_DECIMAL = re.compile(r"(?:DECIMAL|DEC|NUMERIC)\b[^,]*(?:,\s*(\d+))?", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -87,8 +88,22 @@ def _integer(value: Any, column: Column) -> str | None:
 
 
 def _number(value: Any, column: Column) -> str | None:
-    is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
-    return _within(value, column) if is_number else "not a number"
+    if not isinstance(value, int | Decimal) or isinstance(value, bool):
+        return "not a number"
+    places = _DECIMAL.match(column.type)
+    beyond = _within(value, column)
+    if not beyond and places and isinstance(value, Decimal) and _places(value) > int(places[1] or 3):
+        return f"with more decimal places than {column.type} has"
+    return beyond
+
+
+def _places(value: Decimal) -> int:
+    """How many decimal places a number needs."""
+    _, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int) or not value:
+        return 0
+    zeros = len(digits) - len("".join(map(str, digits)).rstrip("0"))
+    return max(0, -exponent - zeros)
 
 
 def _boolean(value: Any, _: Column) -> str | None:
