@@ -61,6 +61,10 @@ def without_secrets(url: str) -> str:
 def scrubbed(source: Source, text: str) -> str:
     """What another program says of a source, in one line, without what the environment or a URL keeps secret."""
     declared = " ".join([source.uri, *map(str, source.api.params.values()), *map(str, source.api.headers.values())])
+    login = re.split(r"[/?#]", source.uri.partition("://")[2], maxsplit=1)[0].rpartition("@")[0]
+    if NAMED.search(login):  # as HTTP sends it
+        sent = NAMED.sub(lambda match: os.environ.get(match[1], ""), login)
+        text = text.replace(base64.b64encode(sent.encode()).decode(), login)
     for name in NAMED.findall(declared):
         secret = os.environ.get(name, "")
         escaped = (json.dumps(secret)[1:-1], repr(secret)[1:-1], base64.b64encode(secret.encode()).decode())

@@ -30,7 +30,7 @@ TABLES = """
     create table if not exists quality.first_loads (schema_name varchar, table_name varchar);
     -- how the last load of each table ended, also one that found nothing new; no fault: well
     create table if not exists quality.last_loads (
-        schema_name varchar, table_name varchar, ended_at timestamptz, fault varchar,
+        schema_name varchar, table_name varchar, fault varchar,
         primary key (schema_name, table_name)
     );
 """
@@ -180,7 +180,7 @@ def _which(source: Source, batch: Batch, at: datetime) -> dict[str, Any]:
 def record_end(connection: Connection, source: Source, fault: str | None) -> None:
     """Writes down how a load ended: well, or with a fault."""
     connection.execute(
-        "insert or replace into quality.last_loads values (?, ?, now(), ?)", [source.schema, source.table, fault]
+        "insert or replace into quality.last_loads values (?, ?, ?)", [source.schema, source.table, fault]
     )
 
 

@@ -470,3 +470,131 @@ def test_a_killed_load_leaves_no_half_batch(tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / "data" / "warehouse.duckdb"), read_only=True) as connection:
         per_batch = connection.execute("select count(*) from landing.orders group by _batch_id").fetchall()
     assert per_batch == [(200_000,)] * 4
+
+
+@pytest.mark.parametrize("column", ["_broken_0", "_Broken_1", "_rule", "_came", "_row", "_batch_id"])
+def test_a_column_that_would_pass_for_the_engines_own_is_refused(
+    warehouse: Connection, tmp_path: Path, column: str
+) -> None:
+    (tmp_path / "1.jsonl").write_text(lines(*({"order_no": number} for number in range(100))))
+    declared = source("*.jsonl", key=("order_no",), types={"order_no": "bigint"})
+    load(warehouse, declared, tmp_path)
+    (tmp_path / "2.jsonl").write_text(lines({"order_no": 100}, {"order_no": 101, column: None}))
+    with pytest.raises(LoadError, match=f"2.jsonl has the columns {column}, which are the engine's own"):
+        load(warehouse, declared, tmp_path)
+    assert len(rows_of(warehouse, "order_no")) == 100
+
+
+def test_a_column_that_came_once_and_is_not_declared_has_not_to_come_again(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    declared = source("*.csv", columns={"order_no": "", "note": ""})
+    (tmp_path / "1.csv").write_text("order_no,note\n1,a\n")
+    (tmp_path / "2.csv").write_text("order_no,note,stray\n2,b,x\n")
+    load(warehouse, declared, tmp_path)
+    (tmp_path / "3.csv").write_text("order_no,note\n3,c\n")
+    (batch,) = load(warehouse, declared, tmp_path).batches
+    assert batch.left_out_columns == ("stray",)
+    assert rows_of(warehouse, "order_no", "stray") == [(1, None), (2, "x"), (3, None)]
+    (tmp_path / "4.csv").write_text("order_no\n4\n")
+    with pytest.raises(LoadError, match=r"4\.csv lacks the columns note;"):
+        load(warehouse, declared, tmp_path)
+
+
+def test_a_slip_in_a_repair_makes_no_column(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("order_no,amount\n1,ten\n2,20\n")
+    declared = source("1.csv", types={"amount": "double"}, max_rejected=0.9)
+    load(warehouse, declared, tmp_path)
+    warehouse.execute("""update quarantine.orders set repaired = json_merge_patch(row, '{"amuont": "10"}')""")
+    load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "order_no") == [(2,)]
+    assert "amuont" not in columns(warehouse, "landing", "orders")
+    refused = {"order_no": "1", "amount": "ten", "amuont": "10"}
+    assert ("the table has no column amuont", refused) in quarantined(warehouse)
+
+
+def test_an_exact_number_is_as_exact_after_a_repair(warehouse: Connection, tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table(
+            {
+                "quantity": pa.array([-1, 1]),
+                "amount": pa.array(["12345678901234567890.12", "0.10"]).cast(pa.decimal128(38, 2)),
+            }
+        ),
+        tmp_path / "orders.parquet",
+    )
+    declared = source("orders.parquet", rules=(Rule("quantity", "quantity > 0"),), max_rejected=0.5)
+    load(warehouse, declared, tmp_path)
+    warehouse.execute("""update quarantine.orders set repaired = json_merge_patch(row, '{"quantity": 1}')""")
+    load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "amount::varchar") == [("0.10",), ("12345678901234567890.12",)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "fits"),
+    [
+        ("decimal(10, 2)", "12.340", True),
+        ("decimal(10, 2)", "12.345", False),
+        ("decimal(10, 2)", "1.2345e1", False),
+        ("decimal(10, 2)", "1.2e1", True),
+        ("decimal(10)", "12.0", True),
+        ("decimal(10)", "12.5", False),
+        ("decimal", "1.2345", False),
+        ("numeric(38,20)", "12345678901.12345678901234567890", True),
+        ("double", "1e309", False),
+        ("double", "Infinity", True),
+        ("timestamp_ms", "2024-01-01T00:00:00+05:00", True),
+    ],
+)
+def test_a_value_is_kept_or_set_aside_but_never_another(
+    warehouse: Connection, tmp_path: Path, kind: str, value: str, fits: bool
+) -> None:
+    (tmp_path / "orders.csv").write_text(f"order_no,it\n1,{value}\n")
+    load(warehouse, source("orders.csv", types={"it": kind}, max_rejected=1.0), tmp_path)
+    assert (len(rows_of(warehouse, "it")), len(quarantined(warehouse))) == (int(fits), int(not fits))
+    if kind == "timestamp_ms":
+        assert rows_of(warehouse, "it::varchar") == [("2023-12-31 19:00:00",)]
+
+
+def test_quotes_that_come_late_in_a_file_are_quotes(warehouse: Connection, tmp_path: Path) -> None:
+    plain = "".join(f"{number},plain\n" for number in range(25_000))
+    late = "".join(f'{number},"x, y"\n' for number in range(25_000, 25_200))
+    (tmp_path / "orders.csv").write_text(f"order_no,note\n{plain}{late}")
+    loaded = load(warehouse, source("orders.csv"), tmp_path)
+    assert (loaded.rows, loaded.batches[0].bad_rows) == (25_200, 0)
+    assert warehouse.execute("select distinct note from landing.orders order by 1").fetchall() == [
+        ("plain",),
+        ("x, y",),
+    ]
+
+
+def test_a_file_without_content_fixes_no_schema(warehouse: Connection, tmp_path: Path) -> None:
+    import gzip
+
+    for name, content in (("1.csv", b"\n"), ("2.csv.gz", gzip.compress(b""))):
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, WHOLE)
+        with pytest.raises(LoadError, match="has no content"):
+            load(warehouse, source(name), tmp_path)
+    (tmp_path / "3.csv.gz").write_bytes(gzip.compress(b"order_no\n1\n")[:-9] + b"\xff" * 9)
+    os.utime(tmp_path / "3.csv.gz", WHOLE)
+    with pytest.raises(LoadError, match="is a gzip file that breaks off, or none at all"):
+        load(warehouse, source("3.csv.gz"), tmp_path)
+
+
+def test_a_load_that_goes_well_ends_the_fault_of_the_one_before(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("order_no\n1\n")
+    last = "select fault from quality.last_loads"
+    with pytest.raises(LoadError, match="the environment has no FOLDER_OF_ORDERS"):
+        load(warehouse, source("${FOLDER_OF_ORDERS}orders.csv"), tmp_path)
+    assert "FOLDER_OF_ORDERS" in warehouse.execute(last).fetchall()[0][0]
+    assert metrics(warehouse)["status"] == "failed"
+    load(warehouse, source("orders.csv"), tmp_path)
+    load(warehouse, source("orders.csv"), tmp_path)
+    assert warehouse.execute(last).fetchall() == [(None,)]
+
+
+def test_a_cursor_that_a_file_lacks_is_told_with_its_columns(warehouse: Connection, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("order_no,note\n1,a\n")
+    with pytest.raises(LoadError, match=r"'nope', which orders\.csv does not have .it has: order_no"):
+        load(warehouse, source("orders.csv", cursor="nope"), tmp_path)

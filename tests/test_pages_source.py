@@ -1,5 +1,6 @@
 """Raw tables from an HTTP API: pages of each type, faults of the network, and what a run that ends early leaves."""
 
+import base64
 import json
 import os
 import signal
@@ -509,3 +510,30 @@ def test_pages_that_go_in_a_circle_have_an_end(warehouse: Connection, server: Se
     server.answer = answer
     api = {"rows": "rows", "pages": {"type": "json_link", "next_url_path": "next"}}
     assert "page 4 has the same rows as one before" in fault(warehouse, source(server, api), tmp_path)
+
+
+def test_a_secret_with_a_line_break_is_refused_and_one_with_the_signs_of_a_url_works_and_stays_secret(
+    warehouse: Connection, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("READINGS_TOKEN", "t0ps3cret\n")
+    told = fault(warehouse, source(server, {"headers": {"Authorization": "Bearer ${READINGS_TOKEN}"}}), tmp_path)
+    assert "READINGS_TOKEN of the environment has a line break" in told
+    assert "t0ps3cret" not in told
+
+    password = "t0ps3cret/x@y z"
+    monkeypatch.setenv("READINGS_TOKEN", password)
+    uri = f"api+{server.url.replace('//', '//reader:${READINGS_TOKEN}@')}"
+    run(warehouse, source(server, uri=uri), tmp_path)
+    login = base64.b64encode(f"reader:{password}".encode()).decode()
+    assert server.headers[-1]["Authorization"] == f"Basic {login}"
+    server.answer = lambda asked, before: (422, {}, f"who is {password}, {login}?")
+    told = fault(warehouse, source(server, uri=uri), tmp_path)
+    assert "t0ps3cret" not in told and login not in told
+
+
+def test_a_secret_that_is_written_into_a_header_is_refused(
+    warehouse: Connection, server: Server, tmp_path: Path
+) -> None:
+    told = fault(warehouse, source(server, {"headers": {"Authorization": "Bearer t0ps3cret"}}), tmp_path)
+    assert "api: headers: a secret is written in Authorization; put it into the environment" in told
+    assert "t0ps3cret" not in told and not server.asked

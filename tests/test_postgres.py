@@ -559,3 +559,45 @@ def test_a_table_larger_than_the_memory_is_streamed(tmp_path: Path, schema: str)
         assert loader.returncode == 0, loader.stderr
         peaks.append(int(loader.stdout.split()[-1]) / 1024)
     assert peaks[1] - peaks[0] < 450
+
+
+def test_columns_that_differ_in_case_alone_and_the_engines_own_are_refused(
+    warehouse: Connection, tmp_path: Path, schema: str
+) -> None:
+    run(f'create table {schema}.orders as select 4 as "Id", 5 as "id"')
+    with pytest.raises(LoadError, match="the columns Id and id differ in case alone"):
+        load(warehouse, table(schema), tmp_path)
+    run(f"create table {schema}.ruled as select 4 as order_no, 'x' as _rule, true as _broken_0")
+    with pytest.raises(LoadError, match="has the columns _rule, _broken_0, which are the engine's own"):
+        load(warehouse, table(schema, "ruled"), tmp_path)
+
+
+def test_a_cursor_of_the_future_hides_nothing_that_comes_until_then(
+    warehouse: Connection, tmp_path: Path, schema: str
+) -> None:
+    make_orders(schema, 3)
+    run(f"update {schema}.orders set changed_at = '9999-12-31' where order_no = 2")
+    declared = table(schema, key=("order_no",), cursor="changed_at")
+    load(warehouse, declared, tmp_path)
+    run(f"insert into {schema}.orders values (4, 'new', 4, now())")
+    load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "order_no") == [(1,), (2,), (3,), (4,)]
+
+
+def test_a_numeric_that_its_declared_type_would_round_is_a_bad_row(
+    warehouse: Connection, tmp_path: Path, schema: str
+) -> None:
+    run(f"create table {schema}.orders as select 1 as order_no, 1.239::numeric as amount union all select 2, 1.20")
+    declared = table(schema, types={"amount": "decimal(10, 2)"}, max_rejected=0.5)
+    load(warehouse, declared, tmp_path)
+    assert rows_of(warehouse, "order_no", "amount::varchar") == [(2, "1.20")]
+
+
+def test_a_sweep_tells_of_rows_that_came_with_a_cursor_beyond_the_overlap(
+    warehouse: Connection, tmp_path: Path, schema: str
+) -> None:
+    make_orders(schema, 3)
+    declared = table(schema, key=("order_no",), cursor="changed_at", sweep=True)
+    load(warehouse, declared, tmp_path)
+    run(f"insert into {schema}.orders values (9, 'late', 9, '2020-01-01')")
+    assert load(warehouse, declared, tmp_path).batches[-1].not_here == 1

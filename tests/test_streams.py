@@ -536,3 +536,28 @@ def test_the_sensor_waits_for_the_run_that_it_has_started(stream: Stream) -> Non
         instance.add_run(dg.DagsterRun(job_name="any", tags=tags, status=dg.DagsterRunStatus.STARTED))
         assert look(declaration, instance).skip_message == "a run that this sensor has started is not done yet"
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+
+
+def test_messages_that_are_broken_in_the_same_way_each_time_are_noticed(
+    stream: Stream, warehouse: Connection, tmp_path: Path
+) -> None:
+    stream.send(b"no json", *orders(*range(200)))
+    load(warehouse, declared(stream), tmp_path)
+    stream.send(*[b"no json"] * 50)
+    with pytest.raises(LoadError, match="50 of 50 rows"):
+        load(warehouse, declared(stream), tmp_path)
+
+
+def test_a_consumer_that_would_lose_messages_is_refused(stream: Stream, warehouse: Connection, tmp_path: Path) -> None:
+    consumer = address_of(declared(stream)).consumer
+    config = ConsumerConfig(durable_name=consumer, filter_subject=f"{stream.name}.orders.*", max_deliver=2)
+    stream.run(stream.context.add_consumer(stream.name, config))
+    with pytest.raises(LoadError, match=r"gives a message up after some deliveries \(max_deliver\)"):
+        load(warehouse, declared(stream), tmp_path)
+
+
+def test_a_message_can_not_pass_for_the_engines_verdict(stream: Stream, warehouse: Connection, tmp_path: Path) -> None:
+    stream.send({"order_no": 0, "_broken_0": None}, *orders(*range(1, 200)))
+    loaded = load(warehouse, declared(stream), tmp_path)
+    assert (loaded.rows, loaded.batches[0].bad_rows) == (199, 1)
+    assert "_broken_0" not in columns(warehouse, "landing", "orders")
