@@ -345,4 +345,9 @@ def _settings(where: Paths) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument("--full-refresh", action="store_true", help="build all dbt models from scratch")
-    sys.exit(run(parser.parse_args().full_refresh))
+    code = run(parser.parse_args().full_refresh)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed. Threads of the network libraries hold objects of the warehouse to the end, which it would list as
+    # leaked, over the last lines of a run.
+    os._exit(code)

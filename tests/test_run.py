@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from orchestration.project import Paths
 from orchestration.run import reasons_of_dbt, run
-from tests.conftest import LOANS, REPOSITORY, environment_of
+from tests.conftest import LOANS, REPOSITORY, environment_of, run_pipeline
 
 
 def test_what_dbt_said_in_an_earlier_run_does_not_explain_this_one(tmp_path: Path) -> None:
@@ -68,3 +69,18 @@ def test_a_disk_that_fills_up_is_told_in_one_line(small_disk: Path, tmp_path: Pa
     assert done.returncode == 1
     assert f"✗ {small_disk}: can't be written to (" in done.stdout and "make room, and run again" in done.stdout
     assert "Traceback" not in done.stdout and "remove" not in done.stdout
+
+
+def test_a_project_of_sources_alone_is_loaded(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "models").mkdir(parents=True)
+    for name in ("dbt_project.yml", "profiles.yml"):
+        shutil.copy(LOANS / name, project)
+    (project / "visits.csv").write_text("visit_id\n1\n2\n")
+    (project / "models" / "sources.yml").write_text(
+        "sources: [{name: raw, tables: [{name: visits, config: {meta: {load: {from: visits.csv}}}}]}]"
+    )
+    (tmp_path / "home").mkdir()
+    done = run_pipeline(project, tmp_path / "data", tmp_path / "home")
+    assert done.code == 0, done.printed
+    assert re.search(r"✓ raw\.visits +2 rows", done.printed)
