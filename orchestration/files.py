@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
@@ -35,11 +35,20 @@ def batches_of_files(loading: Loading) -> Iterator[Batch]:
     source = loading.source
     found = remote_files(loading) if source.scheme in REMOTE else _local(source, loading.project)
     _one_kind(source, found)
-    known = loading.known_files()
-    gone = sorted(known.keys() - {file.name for file in found})
+    gone = sorted(loading.known_files().keys() - {file.name for file in found})
     if gone:
         loading.note(f"gone, their rows stay: {', '.join(gone)}")
-    for file in found:
+    unfinished = yield from _changed(loading, found)
+    # A row that a file gave up may be another's, too: those are forgotten then, and read again here.
+    known = loading.known_files()
+    yield from _changed(loading, [file for file in found if file.name not in {*known, *unfinished}])
+
+
+def _changed(loading: Loading, files: list[File]) -> Generator[Batch, None, set[str]]:
+    """A batch for each file that is new or has changed; the names of those that are still written to."""
+    source, known = loading.source, loading.known_files()
+    left: set[str] = set()
+    for file in files:
         earlier = known.get(file.name)
         if file.mark and earlier and earlier[0] == _fingerprint(loading, file.mark):
             continue
@@ -50,6 +59,7 @@ def batches_of_files(loading: Loading) -> Iterator[Batch]:
             unfinished = _unfinished(path, file, source)
             if unfinished:
                 loading.note(f"left for the next run: {file.name} {unfinished}")
+                left.add(file.name)
                 continue
             # The same content under another name is another batch.
             batch_id = hashlib.sha256(f"{file.name} {fingerprint}".encode()).hexdigest()[:12]
@@ -64,6 +74,7 @@ def batches_of_files(loading: Loading) -> Iterator[Batch]:
             )
             if source.scheme not in REMOTE and _mark(path) != file.mark:
                 raise LoadError(f"{told(source)}: {file.name} changed while it was read; run again")
+    return left
 
 
 def find_files(source: Source, project: Path) -> list[Path]:
