@@ -51,6 +51,7 @@ COLUMNS = {
     "sold_at": "timestamp",
     "loaded_for": "date",
 }
+POSTGRES_COLUMNS = ", ".join(f"{name} {kind.replace('double', 'double precision')}" for name, kind in COLUMNS.items())
 
 
 def make_files(folder: Path, rows: int) -> None:
@@ -144,9 +145,11 @@ def answers(port: int) -> bool:
 
 def in_postgres(folder: Path) -> float:
     """Makes the table in PostgreSQL; seconds that psql takes to COPY it out."""
-    columns = ", ".join(f"{name} {kind.replace('double', 'double precision')}" for name, kind in COLUMNS.items())
-    sql = f"create table {TABLE} ({columns}); \\copy {TABLE} from '{folder}/lines.csv' csv header\n analyze {TABLE};"
-    psql(sql.replace("; \\copy", ";\n\\copy"))
+    psql(
+        f"create table {TABLE} ({POSTGRES_COLUMNS});\n"
+        f"\\copy {TABLE} from '{folder}/lines.csv' csv header\n"
+        f"analyze {TABLE};"
+    )
     return min(_copied_out() for _ in range(2))
 
 
@@ -220,24 +223,46 @@ def landed_events(folder: Path) -> None:
     (log / "bench.jsonl").write_bytes((folder / "tenth.jsonl").read_bytes())
 
 
-def increments(folder: Path, day: int) -> dict[int, float]:
-    """History as a multiple of the day -> seconds to load the day's rows, by key and cursor, on top of it."""
+def in_a_file(place: Path, first: int, last: int) -> str:
+    """Rows that come as one more file; the URI of all of them."""
     import duckdb
 
+    place.mkdir(exist_ok=True)
+    duckdb.execute(f"copy ({MAKE.format(first=first, last=last)}) to '{place}/{last}.parquet' (format parquet)")
+    return f"{place}/*.parquet"
+
+
+def in_a_table(place: Path, first: int, last: int) -> str:
+    """Rows that are inserted, or updated, in a PostgreSQL table; its URI."""
+    import duckdb
+
+    place.mkdir(exist_ok=True)
+    table = f"{TABLE}_{place.name}"
+    duckdb.execute(f"copy ({MAKE.format(first=first, last=last)}) to '{place}/lines.csv' (format csv, header)")
+    psql(
+        "set client_min_messages = warning;\n"
+        f"create table if not exists {table} ({POSTGRES_COLUMNS}, primary key (line_id));\n"
+        f"create index if not exists {table}_cursor on {table} (sold_at);\n"
+        f"delete from {table} where line_id between {first} and {last};\n"
+        f"\\copy {table} from '{place}/lines.csv' csv header\n"
+        f"analyze {table};"
+    )
+    return f"{POSTGRES}?table={table}"
+
+
+def increments(folder: Path, day: int, arrive: Callable[[Path, int, int], str]) -> dict[int, float]:
+    """History as a multiple of the day -> seconds to load the day's rows, by key and cursor, on top of it."""
     seconds = {}
     for times in HISTORIES:
-        place = folder / f"history_{times}"
-        place.mkdir()
+        place = folder / f"{arrive.__name__}_{times}"
         history = day * times
-        duckdb.execute(f"copy ({MAKE.format(first=0, last=history)}) to '{place}/0.parquet' (format parquet)")
-        alone("load", f"{place}/*.parquet", str(place), "keyed")
+        alone("load", arrive(place, 0, history), str(place), "keyed")
         runs = []
         for number in (1, 2, 3):
             first = history + (number - 1) * day
             # the last tenth of the day before comes again, as with an overlap
-            query = MAKE.format(first=first - day // 10, last=first + day)
-            duckdb.execute(f"copy ({query}) to '{place}/{number}.parquet' (format parquet)")
-            runs.append(alone("load", f"{place}/*.parquet", str(place), "keyed")["seconds"])
+            uri = arrive(place, first - day // 10, first + day)
+            runs.append(alone("load", uri, str(place), "keyed")["seconds"])
         seconds[times] = min(runs)
     return seconds
 
@@ -305,12 +330,14 @@ def main() -> None:
                             more_is_better=True,
                         )
                     )
+            for kind, arrive in (("files", in_a_file), ("postgresql", in_a_table))[: 2 if copied else 1]:
+                took = increments(folder, DAY[full], arrive)
+                for times in HISTORIES[1:]:
+                    figures.append(form.figure(f"{kind}: a day on {times}× history, on 1×", took[times], took[1], 1.3))
         finally:
             if copied:
-                psql(f"drop table {TABLE}")
-        took = increments(folder, DAY[full])
-        for times in HISTORIES[1:]:
-            figures.append(form.figure(f"a day on {times}× history, on 1×", took[times], took[1], 1.3))
+                made = [TABLE, *(f"{TABLE}_{in_a_table.__name__}_{times}" for times in HISTORIES)]
+                psql(f"drop table if exists {', '.join(made)}")
     for server, port in (("postgresql", 5432), ("nats", 4222)):
         if not answers(port):
             notes[f"{server}: not measured, no server on this machine"] = 0.0
