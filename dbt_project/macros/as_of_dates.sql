@@ -13,35 +13,85 @@
     {{ days // var('as_of_every_days') }}
 {%- endmacro %}
 
-{#
-    In an incremental build, only the as-of dates that the model does not have yet; else all of them.
-    It asks the model for its newest date while compiling, so that the warehouse reads a constant: with no new date
-    the filter folds to false and nothing is read at all.
+{# The number of the pane that a day falls in: that of the first as-of date after it. #}
+{% macro pane_of(day) -%}
+    cast(
+        floor({{ dbt.datediff(first_as_of_date(), day, 'day') }} * 1.0 / {{ var('as_of_every_days') }}) as integer
+    ) + 1
+{%- endmacro %}
 
-    horizon_days: a date is due only when so many days have passed since (labels mature late).
-    margin_days: for facts instead of as-of dates, how many days before the newest date are still needed.
+{#
+    A new as-of date costs that date. An incremental model of as-of dates builds those that it does not have yet, and
+    those from var `as_of_from` to var `as_of_to`, which make backfill sets. The macros below say so to all that it
+    reads: which dates are to be built, and which facts lie near enough to them to count.
+
+    They ask the model for its dates while it is compiled, so that the warehouse reads constants: with nothing to build
+    the filters fold to false and no table is read at all. Otherwise, and outside of an incremental build, they are true.
 #}
-{% macro only_new_as_of_dates(column, horizon_days=0, margin_days=0) -%}
+
+{# The rows of int_as_of_dates that are to be built, the oldest first; none (not an empty list) where all of them are.
+   horizon_days: a date is due only when so many days have passed since (labels mature late). #}
+{% macro as_of_dates_to_build(horizon_days=0) -%}
     {%- set as_of_dates = ref('int_as_of_dates') -%}
     {%- if not (execute and is_incremental()) -%}
-    true
-    {%- else -%}
-    {%- set newest -%}
-        select
-            (select max(as_of_date) from {{ this }}) as built,
-            (
-                select max(as_of_date) from {{ as_of_dates }}
-                where {{ dbt.dateadd('day', horizon_days, 'as_of_date') }} <= {{ today() }}
-            ) as due
+    {{ return(none) }}
+    {%- endif -%}
+    {%- set to_build -%}
+        select as_of_date, as_of_number
+        from {{ as_of_dates }}
+        where
+            {{ dbt.dateadd('day', horizon_days, 'as_of_date') }} <= {{ today() }}
+            and (
+                as_of_date not in (select as_of_date from {{ this }})
+                {% if var('as_of_from', none) or var('as_of_to', none) -%}
+                or (
+                    as_of_date >= cast('{{ var("as_of_from", "0001-01-01") or "0001-01-01" }}' as date)
+                    and as_of_date <= cast('{{ var("as_of_to", "9999-12-31") or "9999-12-31" }}' as date)
+                )
+                {%- endif %}
+            )
+        order by as_of_date
     {%- endset -%}
-    {%- set built, due = run_query(newest).rows[0].values() -%}
-    {%- if built is none -%}
+    {{ return(run_query(to_build).rows) }}
+{%- endmacro %}
+
+{# Rows of an as-of date that is to be built. #}
+{% macro only_new_as_of_dates(column, horizon_days=0) -%}
+    {%- set dates = as_of_dates_to_build(horizon_days) -%}
+    {%- if dates is none -%}
     true
-    {%- elif due is none or due <= built -%}
+    {%- elif not dates | length -%}
     false
     {%- else -%}
-    {%- set newest_built = "cast('" ~ built ~ "' as date)" -%}
-    {{ column }} > {{ dbt.dateadd('day', -margin_days, newest_built) if margin_days else newest_built }}
+    {{ column }} in (
+        {%- for date in dates %}cast('{{ date[0] }}' as date){{ ', ' if not loop.last }}{% endfor -%}
+    )
     {%- endif -%}
+{%- endmacro %}
+
+{# Facts of the days from days_before the first date that is to be built up to, but without, days_after the last. #}
+{% macro near_new_as_of_dates(column, days_before=0, days_after=0, horizon_days=0) -%}
+    {%- set dates = as_of_dates_to_build(horizon_days) -%}
+    {%- if dates is none -%}
+    true
+    {%- elif not dates | length -%}
+    false
+    {%- else -%}
+    {%- set first = "cast('" ~ dates[0][0] ~ "' as date)" -%}
+    {%- set last = "cast('" ~ dates[-1][0] ~ "' as date)" -%}
+    {{ column }} >= {{ dbt.dateadd('day', -days_before, first) }}
+    and {{ column }} < {{ dbt.dateadd('day', days_after, last) }}
+    {%- endif -%}
+{%- endmacro %}
+
+{# Panes of the windows of so many days before the dates that are to be built. #}
+{% macro panes_of_new_as_of_dates(column, days) -%}
+    {%- set dates = as_of_dates_to_build() -%}
+    {%- if dates is none -%}
+    true
+    {%- elif not dates | length -%}
+    false
+    {%- else -%}
+    {{ column }} between {{ dates[0][1] - panes(days) | int + 1 }} and {{ dates[-1][1] }}
     {%- endif -%}
 {%- endmacro %}

@@ -32,9 +32,7 @@ counted as (
     left join lines
         on
             newest.household_id = lines.household_id
-            and newest.as_of_date > lines.occurred_at
-            and newest.as_of_date > lines.known_at
-            and lines.occurred_at >= {{ dbt.dateadd('day', -84, 'newest.as_of_date') }}
+            and {{ as_of_window('newest.as_of_date', 'lines.occurred_at', 'lines.known_at', days=84) }}
     group by 1
 )
 

@@ -1,7 +1,14 @@
 -- What was known about a household before a date. Each import speaks for the same households and dates, and keeps
 -- to facts that happened and were known before the date; here they are put side by side, and counts become shares.
--- A new as-of date is appended; dates that are built stay as they are.
-{{ config(materialized='incremental', incremental_strategy='append', on_schema_change='fail') }}
+-- A new as-of date is added; dates that are built stay as they are, until a backfill asks for them.
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
 
 -- Asked once and said to every import, so that each works on the new dates only.
 {% set only_new = only_new_as_of_dates('as_of_date') %}

@@ -53,6 +53,8 @@ timed as (
         known_at,
         cast(occurred_at as date) as occurred_on,
         cast(known_at as date) as known_on,
+        {{ pane_of('occurred_at') }} as pane_number,
+        {{ pane_of('known_at') }} as known_pane_number,
         cast(extract(hour from occurred_at_store_time) as integer) as store_hour,
         -- 1 is Monday.
         cast(

@@ -29,7 +29,7 @@ calendar as (
     select
         date_day,
         day_number,
-        cast(floor(day_number * 1.0 / {{ var('as_of_every_days') }}) as integer) + 1 as pane_number,
+        {{ pane_of('date_day') }} as pane_number,
         cast({{ dbt.date_trunc('month', 'date_day') }} as date) as month_starts_on,
         day_number >= 0 and mod(day_number, {{ var('as_of_every_days') }}) = 0 as is_as_of_date
     from days

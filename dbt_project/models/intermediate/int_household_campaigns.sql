@@ -1,6 +1,16 @@
 -- Coupon campaigns a household had received before each as-of date, and what it made of them.
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
+
 with spine as (
     select * from {{ ref('int_household_as_of_dates') }}
+    where {{ only_new_as_of_dates('as_of_date') }}
 ),
 
 campaigns as (
@@ -63,8 +73,7 @@ exposure as (
     inner join received
         on
             spine.household_id = received.household_id
-            and spine.as_of_date > received.starts_on
-            and spine.as_of_date > received.known_on
+            and {{ as_of_window('spine.as_of_date', 'received.starts_on', 'received.known_on') }}
     group by 1, 2
 ),
 
@@ -86,8 +95,7 @@ use as (
     inner join redemptions
         on
             spine.household_id = redemptions.household_id
-            and spine.as_of_date > redemptions.redeemed_on
-            and spine.as_of_date > redemptions.known_on
+            and {{ as_of_window('spine.as_of_date', 'redemptions.redeemed_on', 'redemptions.known_on') }}
     group by 1, 2
 ),
 

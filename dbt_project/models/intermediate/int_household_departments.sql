@@ -1,31 +1,34 @@
 -- The departments a household bought in: how many, where most of its money went, and the mix.
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
+
 {% set windows = [7, 28, 84] %}
 {% set groups = ['grocery', 'drugstore', 'produce', 'meat', 'deli', 'pastry', 'nutrition', 'fuel'] %}
 
 with lines as (
     select * from {{ ref('int_basket_lines') }}
-),
-
-calendar as (
-    select * from {{ ref('int_calendar') }}
+    where {{ near_new_as_of_dates('occurred_on', days_before=84) }}
 ),
 
 spine as (
     select * from {{ ref('int_household_as_of_dates') }}
+    where {{ only_new_as_of_dates('as_of_date') }}
 ),
 
 department_panes as (
     select
-        lines.household_id,
-        lines.department,
-        happened.pane_number,
-        known.pane_number as known_pane_number,
-        sum(lines.spend_cents) as spend_cents
+        household_id,
+        department,
+        {{ pane_of('occurred_on') }} as pane_number,
+        {{ pane_of('known_on') }} as known_pane_number,
+        sum(spend_cents) as spend_cents
     from lines
-    inner join calendar as happened
-        on lines.occurred_on = happened.date_day
-    inner join calendar as known
-        on lines.known_on = known.date_day
     group by 1, 2, 3, 4
 ),
 

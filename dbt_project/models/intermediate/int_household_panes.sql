@@ -1,5 +1,6 @@
 -- What a household did in a pane, as soon as it was known. A window of features adds up whole panes, so each
--- basket is read once, not once per as-of date.
+-- basket is read once, not once per as-of date. All is kept apart by pane_number, so that who asks for some panes
+-- makes the warehouse read the baskets of these alone.
 {% set parts_of_day = [('morning', 5, 10), ('midday', 11, 14), ('afternoon', 15, 18), ('evening', 19, 22)] %}
 {% set weekdays = ['monday', 'tuesday', 'wednesday', 'thursday', 'friday', 'saturday', 'sunday'] %}
 
@@ -7,16 +8,12 @@ with baskets as (
     select * from {{ ref('int_baskets') }}
 ),
 
-calendar as (
-    select * from {{ ref('int_calendar') }}
-),
-
 -- A basket of which lines come late is one visit, known with the first of them; the late ones add to its sums.
 arrivals as (
     select
         *,
         case
-            when row_number() over (partition by basket_id order by known_at, batch_id) = 1 then 1
+            when row_number() over (partition by basket_id, pane_number order by known_at, batch_id) = 1 then 1
             else 0
         end as visits_count
     from baskets
@@ -27,16 +24,17 @@ purchase_days as (
     select
         household_id,
         occurred_on,
-        min(known_on) as known_on
+        pane_number,
+        min(known_pane_number) as known_pane_number
     from baskets
-    group by 1, 2
+    group by 1, 2, 3
 ),
 
 facts as (
     select
         household_id,
-        occurred_on,
-        known_on,
+        pane_number,
+        known_pane_number,
         0 as purchase_days_count,
         visits_count as baskets_count,
         lines_count,
@@ -54,8 +52,8 @@ facts as (
     union all
     select
         household_id,
-        occurred_on,
-        known_on,
+        pane_number,
+        known_pane_number,
         1 as purchase_days_count,
         0 as baskets_count,
         0 as lines_count,
@@ -74,33 +72,29 @@ facts as (
 
 panes as (
     select
-        facts.household_id,
-        happened.pane_number,
-        known.pane_number as known_pane_number,
-        sum(facts.purchase_days_count) as purchase_days_count,
-        sum(facts.lines_count) as lines_count,
-        sum(facts.coupon_lines_count) as coupon_lines_count,
-        sum(facts.display_lines_count) as display_lines_count,
-        sum(facts.mailer_lines_count) as mailer_lines_count,
-        sum(facts.promoted_lines_count) as promoted_lines_count,
-        sum(facts.spend_cents) as spend_cents,
-        sum(facts.private_label_spend_cents) as private_label_spend_cents,
-        sum(facts.discount_cents) as discount_cents,
-        sum(facts.coupon_discount_cents) as coupon_discount_cents,
+        household_id,
+        pane_number,
+        known_pane_number,
+        sum(purchase_days_count) as purchase_days_count,
+        sum(lines_count) as lines_count,
+        sum(coupon_lines_count) as coupon_lines_count,
+        sum(display_lines_count) as display_lines_count,
+        sum(mailer_lines_count) as mailer_lines_count,
+        sum(promoted_lines_count) as promoted_lines_count,
+        sum(spend_cents) as spend_cents,
+        sum(private_label_spend_cents) as private_label_spend_cents,
+        sum(discount_cents) as discount_cents,
+        sum(coupon_discount_cents) as coupon_discount_cents,
         {% for part, first_hour, last_hour in parts_of_day %}
-        sum(case when facts.store_hour between {{ first_hour }} and {{ last_hour }} then facts.baskets_count else 0 end)
+        sum(case when store_hour between {{ first_hour }} and {{ last_hour }} then baskets_count else 0 end)
             as {{ part }}_baskets_count,
         {% endfor %}
         {% for weekday in weekdays %}
-        sum(case when facts.store_weekday = {{ loop.index }} then facts.baskets_count else 0 end)
+        sum(case when store_weekday = {{ loop.index }} then baskets_count else 0 end)
             as {{ weekday }}_baskets_count,
         {% endfor %}
-        sum(facts.baskets_count) as baskets_count
+        sum(baskets_count) as baskets_count
     from facts
-    inner join calendar as happened
-        on facts.occurred_on = happened.date_day
-    inner join calendar as known
-        on facts.known_on = known.date_day
     group by 1, 2, 3
 )
 

@@ -1,8 +1,18 @@
 -- What a unit cost a household over the last three months, in dollars of one fixed month.
 -- On an as-of date only the CPI published *before* it is known. Purchases of a month that has none yet are
 -- corrected with the newest one known.
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
+
 with spine as (
     select * from {{ ref('int_household_as_of_dates') }}
+    where {{ only_new_as_of_dates('as_of_date') }}
 ),
 
 as_of_dates as (
@@ -11,6 +21,8 @@ as_of_dates as (
 
 days as (
     select * from {{ ref('int_household_days') }}
+    -- three months are 92 days at the most
+    where {{ near_new_as_of_dates('occurred_on', days_before=92) }}
 ),
 
 calendar as (
@@ -66,8 +78,7 @@ monthly as (
     inner join days
         on
             spine.household_id = days.household_id
-            and spine.as_of_date > days.occurred_on
-            and spine.as_of_date > days.known_on
+            and {{ as_of_window('spine.as_of_date', 'days.occurred_on', 'days.known_on') }}
             and spine.three_months_before <= days.occurred_on
     inner join calendar
         on days.occurred_on = calendar.date_day

@@ -1,41 +1,37 @@
 -- Distinct products over the last 7, 28 and 84 days, counted without DISTINCT. In each window a product is counted
 -- by its latest known pane of purchase only: it enters the count when that purchase is known, and leaves it when
 -- the window has passed, or when a later purchase of the same product takes its place.
---
--- It is the costliest of the features' inputs, so it is kept: a new as-of date reads the last 84 days only.
-{{ config(materialized='incremental', incremental_strategy='append', on_schema_change='fail') }}
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
 
-{% set only_new = only_new_as_of_dates('as_of_date') %}
-{% set only_recent = only_new_as_of_dates('occurred_on', margin_days=84) %}
+
 {% set windows = [7, 28, 84] %}
 
 with lines as (
     select *
     from {{ ref('int_basket_lines') }}
-    where {{ only_recent }}
-),
-
-calendar as (
-    select * from {{ ref('int_calendar') }}
+    where {{ near_new_as_of_dates('occurred_on', days_before=84) }}
 ),
 
 spine as (
     select *
     from {{ ref('int_household_as_of_dates') }}
-    where {{ only_new }}
+    where {{ only_new_as_of_dates('as_of_date') }}
 ),
 
 bought as (
     select
-        lines.household_id,
-        lines.product_id,
-        happened.pane_number,
-        min(greatest(happened.pane_number, known.pane_number)) as enters
+        household_id,
+        product_id,
+        {{ pane_of('occurred_on') }} as pane_number,
+        min(greatest({{ pane_of('occurred_on') }}, {{ pane_of('known_on') }})) as enters
     from lines
-    inner join calendar as happened
-        on lines.occurred_on = happened.date_day
-    inner join calendar as known
-        on lines.known_on = known.date_day
     group by 1, 2, 3
 ),
 

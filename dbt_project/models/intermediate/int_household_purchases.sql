@@ -1,5 +1,14 @@
 -- Purchases over the last 7, 28 and 84 days before each as-of date, as whole panes added up.
 -- Asking for known_pane_number too keeps a late basket out of the dates on which nobody knew of it.
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
+
 {% set windows = [7, 28, 84] %}
 {% set measures = [
     'purchase_days_count',
@@ -31,10 +40,12 @@
 
 with spine as (
     select * from {{ ref('int_household_as_of_dates') }}
+    where {{ only_new_as_of_dates('as_of_date') }}
 ),
 
 panes as (
     select * from {{ ref('int_household_panes') }}
+    where {{ panes_of_new_as_of_dates('pane_number', 84) }}
 ),
 
 windows as (

@@ -1,7 +1,17 @@
 -- How regularly a household comes: the gaps between its days of purchase in the last half year, and since the last.
 -- Whole days and their squares are added up, so that the spread does not depend on the order of rows.
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
+
 with spine as (
     select * from {{ ref('int_household_as_of_dates') }}
+    where {{ only_new_as_of_dates('as_of_date') }}
 ),
 
 days as (
@@ -17,6 +27,12 @@ purchase_days as (
     group by 1, 2
 ),
 
+-- Of the gaps, only the days near enough; first and last purchase may be any time ago.
+recent_purchase_days as (
+    select * from purchase_days
+    where {{ near_new_as_of_dates('occurred_on', days_before=182) }}
+),
+
 history as (
     select
         spine.household_id,
@@ -27,8 +43,7 @@ history as (
     inner join purchase_days
         on
             spine.household_id = purchase_days.household_id
-            and spine.as_of_date > purchase_days.occurred_on
-            and spine.as_of_date > purchase_days.known_on
+            and {{ as_of_window('spine.as_of_date', 'purchase_days.occurred_on', 'purchase_days.known_on') }}
     group by 1, 2
 ),
 
@@ -36,18 +51,16 @@ known_days as (
     select
         spine.household_id,
         spine.as_of_date,
-        purchase_days.occurred_on,
-        lag(purchase_days.occurred_on) over (
+        days.occurred_on,
+        lag(days.occurred_on) over (
             partition by spine.household_id, spine.as_of_date
-            order by purchase_days.occurred_on
+            order by days.occurred_on
         ) as previously_occurred_on
     from spine
-    inner join purchase_days
+    inner join recent_purchase_days as days
         on
-            spine.household_id = purchase_days.household_id
-            and spine.as_of_date > purchase_days.occurred_on
-            and spine.as_of_date > purchase_days.known_on
-            and purchase_days.occurred_on >= {{ dbt.dateadd('day', -182, 'spine.as_of_date') }}
+            spine.household_id = days.household_id
+            and {{ as_of_window('spine.as_of_date', 'days.occurred_on', 'days.known_on', days=182) }}
 ),
 
 stretches as (

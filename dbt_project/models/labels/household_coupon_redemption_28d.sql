@@ -1,5 +1,12 @@
 -- Whether a household redeems a coupon in the 28 days from the as-of date on, its own day included.
-{{ config(materialized='incremental', incremental_strategy='append', on_schema_change='fail') }}
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
 
 with spine as (
     select

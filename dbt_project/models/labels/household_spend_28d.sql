@@ -1,5 +1,12 @@
 -- What a household spends in the 28 days from the as-of date on, its own day included.
-{{ config(materialized='incremental', incremental_strategy='append', on_schema_change='fail') }}
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
 
 with spine as (
     select
@@ -12,6 +19,7 @@ with spine as (
 
 days as (
     select * from {{ ref('int_household_days') }}
+    where {{ near_new_as_of_dates('occurred_on', days_after=28, horizon_days=28) }}
 ),
 
 matured as (
