@@ -18,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models
 
-.PHONY: setup run test check serve ui bench days lock format clean help
+.PHONY: setup run backfill test check serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -36,6 +36,10 @@ lock: .venv/installed  ## write requirements.lock from pyproject.toml (make lock
 
 run: setup  ## load, build, train, gate, score, publish, report (make run FULL_REFRESH=1 builds all models from scratch)
 	@$(BIN)/python -m orchestration.run $(if $(FULL_REFRESH),--full-refresh)
+
+backfill: setup  ## build as-of dates again, and what comes of them (make backfill FROM=2017-06-05 TO=2017-07-03)
+	@test -n "$(FROM)$(TO)" || { echo "make backfill: say which as-of dates: FROM=YYYY-MM-DD TO=YYYY-MM-DD, or one of them for one date"; exit 2; }
+	@$(BIN)/python -m orchestration.run $(if $(FROM),--as-of-from $(FROM)) $(if $(TO),--as-of-to $(TO))
 
 serve: setup  ## API and pages on 127.0.0.1:8000
 	@$(BIN)/python -m serving

@@ -24,6 +24,7 @@ from rich.table import Table
 from sqlalchemy.exc import DatabaseError
 
 from ml.declarations import DeclarationError, Project
+from orchestration.backfilling import BackfillError, backfill_of
 from orchestration.instance import alive, give_slots_back, open_instance, storage_fault, turn
 from orchestration.project import (
     REPOSITORY,
@@ -33,7 +34,9 @@ from orchestration.project import (
     load_project,
     no_room,
     paths,
+    prepare_manifest,
     read_json,
+    read_manifest,
 )
 from orchestration.warehouse import WarehouseError
 from serving import store
@@ -224,8 +227,8 @@ def summary(project: Project, where: Paths) -> Table:
     return table
 
 
-def run(full_refresh: bool = False) -> int:
-    """Runs everything and tells how it went; the exit code."""
+def run(build: Mapping[str, Any] | None = None) -> int:
+    """Runs everything and tells how it went; the exit code. `build` is the config of the dbt models' step, `Build`."""
     warnings.simplefilter("ignore")
     try:
         where = paths()
@@ -237,7 +240,7 @@ def run(full_refresh: bool = False) -> int:
                 soft_wrap=True,
             )
             try:
-                return _run(where, console, log, full_refresh)
+                return _run(where, console, log, build or {})
             except Exception as error:
                 for line in _reason(error, where, log).splitlines():
                     sign = "" if line.startswith(" ") else "[red]✗[/] "
@@ -257,7 +260,7 @@ def _reason(error: Exception, where: Paths, log: Path) -> str:
         error = storage_fault(where, error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = no_room(where, str(error))
-    if isinstance(error, DeclarationError | ProjectError | WarehouseError | CorruptGeneration):
+    if isinstance(error, DeclarationError | ProjectError | WarehouseError | CorruptGeneration | BackfillError):
         return str(error)
     with suppress(OSError):
         traceback.print_exc()  # into the log
@@ -265,13 +268,15 @@ def _reason(error: Exception, where: Paths, log: Path) -> str:
     return f"{type(error).__name__}: {reason}\n  Read more in {log}"
 
 
-def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
+def _run(where: Paths, console: Console, log: Path, build: Mapping[str, Any]) -> int:
     started, display = time.monotonic(), Display(console)
     with display.progress:
         with ThreadPoolExecutor() as beside:
             # dbt parses in a process of its own: time enough for this one's imports.
             importing = beside.submit(importlib.import_module, "orchestration.definitions")
             project = load_project(where)
+            if build.get("as_of_from") or build.get("as_of_to"):  # a mistake in them is told before anything runs
+                backfill_of(read_manifest(prepare_manifest(where)), build.get("as_of_from"), build.get("as_of_to"))
             claim_data(where, project)
             importing.result()
         from orchestration.definitions import define
@@ -290,7 +295,7 @@ def _run(where: Paths, console: Console, log: Path, full_refresh: bool) -> int:
             display.progress.update(display.task, total=len(set(job.asset_layer.executable_asset_keys)))
             instance.add_event_listener(run_id, display)
             has_models = "dbt_build" in job.graph.node_dict
-            config = {"ops": {"dbt_build": {"config": {"full_refresh": full_refresh}}}} if has_models else {}
+            config = {"ops": {"dbt_build": {"config": build}}} if has_models else {}
             with alive(where, run_id):
                 result = job.execute_in_process(
                     instance=instance, run_id=run_id, raise_on_error=False, tags=BY, run_config=config
@@ -345,7 +350,9 @@ def _settings(where: Paths) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument("--full-refresh", action="store_true", help="build all dbt models from scratch")
-    code = run(parser.parse_args().full_refresh)
+    parser.add_argument("--as-of-from", metavar="DATE", help="build as-of dates again, from this one on (YYYY-MM-DD)")
+    parser.add_argument("--as-of-to", metavar="DATE", help="build as-of dates again, up to this one (YYYY-MM-DD)")
+    code = run(vars(parser.parse_args()))
     sys.stdout.flush()
     sys.stderr.flush()
     # All is closed. Threads of the network libraries hold objects of the warehouse to the end, which it would list as

@@ -21,9 +21,11 @@ from dagster_dbt import (
     dbt_assets,
 )
 from packaging.version import Version
+from pydantic import Field
 from sqlglot.errors import SqlglotError
 
 from orchestration import warehouse
+from orchestration.backfilling import Backfill, backfill_of, built_again
 from orchestration.built import as_defined, read_built, redefined, write_built
 from orchestration.checks import refuse_unsound
 from orchestration.figures import create_tables
@@ -42,9 +44,11 @@ class DbtEnded(RuntimeError):
 
 
 class Build(dg.Config):
-    """How the dbt models are built: what is missing or new (the default), or everything from scratch."""
+    """How dbt models are built: what is missing or new (the default), some as-of dates again, or all from scratch."""
 
     full_refresh: bool = False
+    as_of_from: str | None = Field(default=None, description="First as-of date to build again, YYYY-MM-DD.")
+    as_of_to: str | None = Field(default=None, description="Last as-of date to build again, YYYY-MM-DD.")
 
 
 class Dbt(DbtCliResource):
@@ -97,6 +101,7 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
     )
     def dbt_build(context: dg.AssetExecutionContext, dbt: DbtCliResource, config: Build) -> Iterator[Any]:
         refuse_unsound(context)
+        backfill = backfill_of(manifest, config.as_of_from, config.as_of_to)
         shrunk = _shrunk(manifest, where)
         built = as_defined(manifest, read_built(where), shrunk=shrunk)
         selected = context.selected_asset_keys
@@ -106,6 +111,8 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
             context.log.info(f"building from scratch: {told} as now defined, and from what there is now, differ")
         write_built(where, built)
         arguments = ["build", "--exclude-resource-type", "unit_test"]
+        if backfill:
+            arguments += ["--vars", json.dumps(backfill.dbt_variables)]
         events, failure = [], None
         with ThreadPoolExecutor() as beside:
             # dbt works in a process of its own: time enough for what the scores' steps are going to import.
@@ -130,6 +137,7 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
             for event in events:
                 if isinstance(event, dg.Output):
                     event = _described(event, connection, invocation, keys, where, context.log)
+                    event = _noted(event, connection, manifest, outdated, backfill)
                 yield event
         _prune(where)
         if failure is not None:
@@ -210,6 +218,23 @@ def _described(
             }
         )
     return event.with_metadata({**event.metadata, **found})
+
+
+def _noted(
+    event: dg.Output[Any],
+    connection: Connection,
+    manifest: Mapping[str, Any],
+    outdated: Sequence[str],
+    backfill: Backfill | None,
+) -> dg.Output[Any]:
+    """The event with a note for people, where its table was built otherwise than on other days."""
+    unique_id = event.metadata["unique_id"].value
+    note = None
+    if unique_id in outdated:
+        note = "built from scratch: its definition has changed, or that of what it is made from"
+    elif backfill:
+        note = built_again(connection, manifest["nodes"][unique_id], backfill)
+    return event.with_metadata({**event.metadata, "note": note}) if note else event
 
 
 def _lineage(

@@ -48,9 +48,9 @@ def environment_of(project: Path, data: Path, home: Path) -> dict[str, str]:
     }
 
 
-def run_pipeline(project: Path, data: Path, home: Path) -> Run:
+def run_pipeline(project: Path, data: Path, home: Path, *arguments: str) -> Run:
     done = subprocess.run(
-        [sys.executable, "-m", "orchestration.run"],
+        [sys.executable, "-m", "orchestration.run", *arguments],
         cwd=REPOSITORY,
         env=environment_of(project, data, home),
         stdout=subprocess.PIPE,
