@@ -18,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models
 
-.PHONY: setup run backfill test check serve ui bench days lock format clean help
+.PHONY: setup run backfill sets test check serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -40,6 +40,9 @@ run: setup  ## load, build, train, gate, score, publish, report (make run FULL_R
 backfill: setup  ## build as-of dates again, and what comes of them (make backfill FROM=2017-06-05 TO=2017-07-03)
 	@test -n "$(FROM)$(TO)" || { echo "make backfill: say which as-of dates: FROM=YYYY-MM-DD TO=YYYY-MM-DD, or one of them for one date"; exit 2; }
 	@$(BIN)/python -m orchestration.run $(if $(FROM),--as-of-from $(FROM)) $(if $(TO),--as-of-to $(TO))
+
+sets: setup  ## what each model version was trained on, and whether that can be had again
+	@$(BIN)/python -m orchestration.training_sets
 
 serve: setup  ## API and pages on 127.0.0.1:8000
 	@$(BIN)/python -m serving

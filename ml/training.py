@@ -96,15 +96,22 @@ class Candidate(msgspec.Struct, kw_only=True):
     holdout: pa.Table
 
 
-def train(rows: pa.Table, score: Score, seed: int = 0, progress: Progress | None = None) -> Candidate:
+def train(
+    rows: pa.Table,
+    score: Score,
+    seed: int = 0,
+    progress: Progress | None = None,
+    known_until: date | None = None,
+) -> Candidate:
     """A candidate for this score from its training set: keys, features, `label` and `matures_on`, matured rows only.
 
     The number of trees is found by early stopping on the newest training dates; then all training rows are used. The
     held-out dates are only measured on. The order of `rows` makes no difference, and the same rows and seed give the
     same model, to the byte. `progress` is called with the trees done and the most there can be, which falls once the
-    number is found. Raises a `TrainingError` or `EncodingError` that says what is wrong with the rows.
+    number is found. `known_until` is the day up to which outcomes were known. Raises a `TrainingError` or
+    `EncodingError` that says what is wrong with the rows.
     """
-    rows = _checked(rows, score)
+    rows = _checked(rows, score, known_until)
     training, holdout = holdout_split(rows, score.as_of, held_out_dates(_date_count(rows, score.as_of)))
     if training.num_rows < LEAST_ROWS:
         raise TooFewRows(
@@ -205,8 +212,8 @@ def holdout_split(rows: pa.Table, as_of: str, newest: int) -> tuple[pa.Table, pa
     return training, rows.filter(held_out)
 
 
-def _checked(rows: pa.Table, score: Score) -> pa.Table:
-    """The rows sorted by as-of date and entity, once keys and labels are all there."""
+def _checked(rows: pa.Table, score: Score, known_until: date | None) -> pa.Table:
+    """The rows sorted by as-of date and entity, once keys and labels are all there, and the labels have matured."""
     keys = [score.as_of, *score.entity]
     missing = [name for name in (*keys, LABEL, MATURES_ON) if name not in rows.column_names]
     if missing:
@@ -217,6 +224,15 @@ def _checked(rows: pa.Table, score: Score) -> pa.Table:
     if any(nulls.values()):
         counts = ", ".join(f"{name} in {count} rows" for name, count in nulls.items() if count)
         raise BadLabel(f"keys, label and matures_on are never null, but of {rows.num_rows} rows: {counts}")
+    matures, as_of = (rows.column(name).cast(pa.date32()) for name in (MATURES_ON, score.as_of))
+    early = pc.sum(pc.less_equal(matures, as_of)).as_py()
+    if early:
+        raise BadLabel(
+            f"{early} of {rows.num_rows} labels mature on their {score.as_of} or before, which no outcome does"
+        )
+    immature = pc.sum(pc.greater(matures, pa.scalar(known_until, pa.date32()))).as_py() if known_until else 0
+    if immature:
+        raise BadLabel(f"{immature} of {rows.num_rows} labels mature only after {known_until}, the last day known")
     if column_type(rows.schema.field(LABEL).type) not in ("number", "boolean"):
         raise BadLabel(f"the label is a number or boolean, but has type {rows.schema.field(LABEL).type}")
     label = _label(rows)

@@ -11,7 +11,8 @@ from ml.declarations import Score
 from orchestration import warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.project import Paths, read_json, replaced
-from orchestration.training import SEED, ScoringError, current_champion, load_card, load_model, training_set_file
+from orchestration.training import SEED, current_champion, load_card, load_model
+from orchestration.training_sets import ScoringError, training_set_file
 from orchestration.warehouse import Connection
 
 # Rows of either side that the report reads: enough to see a shift of a few percent, few enough for any table's size.

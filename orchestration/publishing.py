@@ -16,7 +16,8 @@ from ml.declarations import Project, Score
 from orchestration import warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
-from orchestration.training import ScoringError, current_champion, engine, load_card, model_folder
+from orchestration.training import current_champion, engine, load_card, model_folder
+from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
 KEPT_GENERATIONS = 3

@@ -13,7 +13,8 @@ from ml.declarations import Score
 from orchestration import versions, warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
-from orchestration.training import ScoringError, current_champion, engine, load_model
+from orchestration.training import current_champion, engine, load_model
+from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:

@@ -1,12 +1,11 @@
-"""From features and labels to a champion: the training set, frozen, and the model, with its gate."""
+"""From a training set to a champion: the model, and its gate."""
 
-import hashlib
 import importlib.metadata
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,124 +17,17 @@ from ml.evaluation import GateResult, check_gate
 from orchestration import versions, warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
+from orchestration.training_sets import ScoringError, prune_training_sets, training_rows, training_set_asset
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from ml.registry import Card, Model
 
 SEED = 0
 
 
-class ScoringError(RuntimeError):
-    """A score can't be trained, given or published: which, why, and what to do."""
-
-
 class DamagedModel(ScoringError):
     """A version whose files are gone or changed; the message says where there may be copies."""
-
-
-def clock(project: Project) -> date:
-    """The day it is for the project: the one it fixed, or today (UTC)."""
-    return project.today or datetime.now(UTC).date()
-
-
-def freeze_training_set(connection: Connection, score: Score, today: date, folder: Path) -> dict[str, Any]:
-    """All rows whose label has matured, frozen to Parquet under their checksum; a row of `ml.training_sets`.
-
-    Raises `ScoringError` if a column of the declaration is missing, a key comes twice, labels would stay immature for
-    ever, no label has matured, or a label is null.
-    """
-    features, label = (
-        warehouse.name(score.features_schema, score.features),
-        warehouse.name(score.label_schema, score.label),
-    )
-    have = warehouse.columns(connection, score.features_schema, score.features)
-    missing = [column.name for column in score.columns if column.name not in have]
-    if missing:
-        raise ScoringError(
-            f"score '{score.name}': table {features} lacks {', '.join(missing)};"
-            f" build model '{score.features}' again, from scratch (make run FULL_REFRESH=1)"
-        )
-    keys = (*score.entity, score.as_of)
-    _refuse_repeated_keys(connection, score, score.features_schema, score.features)
-    _refuse_repeated_keys(connection, score, score.label_schema, score.label)
-    _refuse_frozen_labels(connection, score, today)
-    query = f"""
-        select
-            {warehouse.names([*keys, *(column.name for column in score.columns)], "features")},
-            labels.label,
-            labels.matures_on
-        from {features} as features
-        inner join {label} as labels using ({warehouse.names(keys)})
-        where labels.matures_on <= date '{today}'
-        order by {warehouse.names((score.as_of, *score.entity), "features")}
-    """
-    typed = ", ".join(f"{column} {kind}" for column, kind in have.items())
-    as_of = warehouse.name(score.as_of)
-    facts = f"min({as_of})::date, max({as_of})::date, count(*) filter (label is null)"
-    rows, content, first, last, unlabelled = warehouse.content_hash(connection, query, facts)
-    if rows == 0:
-        raise ScoringError(
-            f"score '{score.name}': no label in {label} has matured by {today}, so there is nothing to train on"
-        )
-    if unlabelled:
-        raise ScoringError(f"score '{score.name}': {unlabelled} of {rows} matured rows in {label} have a null label")
-    checksum = hashlib.sha256(f"{typed}\n{content}".encode()).hexdigest()[:16]
-    row = {
-        "training_set": checksum,
-        "rows": rows,
-        "first_as_of": first,
-        "last_as_of": last,
-        "known_until": today,
-        "query": query,
-    }
-    current = versions.current_training_set(connection, score)
-    file = training_set_file(folder, score, checksum)
-    if warehouse.frozen_rows(connection, file) != rows:
-        warehouse.freeze(connection, query, file)
-    if current is None or current["training_set"] != checksum:
-        versions.record_training_set(connection, score, row)
-    return {**row, "changed": current is None or current["training_set"] != checksum}
-
-
-def _refuse_repeated_keys(connection: Connection, score: Score, schema: str, model: str) -> None:
-    """Raises `ScoringError` if a key of a feature or label model has several rows: each would be trained on."""
-    keys = (*score.entity, score.as_of)
-    listed = warehouse.names(keys)
-    repeated = f"""
-        select {listed}, count(*) as "rows of the key" from {warehouse.name(schema, model)}
-        group by {listed} having count(*) > 1
-    """
-    found, example = warehouse.one(connection, f"select count(*), min(content) from ({repeated}) as content")
-    if found:
-        *values, rows = example.values()
-        key = ", ".join(f"{column} {value}" for column, value in zip(keys, values, strict=True))
-        raise ScoringError(
-            f"score '{score.name}': model '{model}' has {found} keys with more than one row, such as {key} with {rows};"
-            f" it must have one row per {' × '.join(keys)}: mend its joins, or the rows it is made from"
-            " (an incremental model keeps its rows until make run FULL_REFRESH=1)"
-        )
-
-
-def _refuse_frozen_labels(connection: Connection, score: Score, today: date) -> None:
-    """Raises `ScoringError` if an incremental label model holds rows that have not matured: they keep that label."""
-    if not score.label_is_incremental:
-        return
-    label = warehouse.name(score.label_schema, score.label)
-    (immature,) = warehouse.one(connection, f"select count(*) from {label} where matures_on > date '{today}'")
-    if immature:
-        raise ScoringError(
-            f"score '{score.name}': model '{score.label}' is incremental and has {immature} rows that mature only after"
-            f" {today}; their label would stay as it is now: either let the model select matured rows alone"
-            " (where matures_on <= today), or build it anew each time (materialized: table); where it does and the"
-            " clock was set back, make run FULL_REFRESH=1"
-        )
-
-
-def training_set_file(folder: Path, score: Score, checksum: str) -> Path:
-    return folder / score.name / f"{checksum}.parquet"
 
 
 def model_folder(folder: Path, score: Score, version: int) -> Path:
@@ -184,8 +76,11 @@ def train_version(connection: Connection, score: Score, training_set: str, where
             told = time.monotonic()
             log.info(f"training: {done} of at most {most} trees")
 
-    rows = _training_rows(training_set_file(where.training_sets, score, training_set), score)
-    candidate = training.train(rows, score, seed=SEED, progress=progress)
+    rows = training_rows(connection, score, training_set, where)
+    frozen = versions.training_set(connection, score, training_set)
+    candidate = training.train(
+        rows, score, seed=SEED, progress=progress, known_until=frozen["known_until"] if frozen else None
+    )
     champion = versions.champion(connection, score)
     champion_metrics = None
     if champion is not None:
@@ -206,19 +101,6 @@ def train_version(connection: Connection, score: Score, training_set: str, where
     found = versions.newest_version(connection, score)
     assert found is not None, "the version just recorded"
     return found
-
-
-def _training_rows(file: Path, score: Score) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise ScoringError(
-            f"score '{score.name}': its training set {file} can't be read: {error}; remove the file and run again:"
-            " it is frozen anew"
-        ) from None
 
 
 def _next_version(connection: Connection, score: Score, where: Paths) -> int:
@@ -284,54 +166,14 @@ def training_assets(
     score: Score, features: dg.AssetKey, label: dg.AssetKey, project: Project, where: Paths
 ) -> list[dg.AssetsDefinition]:
     """The assets that turn a score's features and labels into a champion."""
-    group, owners = score.name, [score.email] if score.email else []
-    training_set_key, model_key = dg.AssetKey(["training_sets", score.name]), dg.AssetKey(["models", score.name])
-    keys = (*score.entity, score.as_of)
-
-    @dg.asset(
-        key=training_set_key,
-        deps=[features, label],
-        group_name=group,
-        owners=owners,
-        kinds={"parquet"},
-        description=f"What `{score.name}` learns from: every row of `{score.features}` whose label has matured,"
-        " frozen under its checksum.",
-        metadata={
-            "dagster/column_lineage": dg.TableColumnLineage(
-                {
-                    **{
-                        column: [dg.TableColumnDep(features, column)]
-                        for column in (*keys, *(column.name for column in score.columns))
-                    },
-                    **{column: [dg.TableColumnDep(label, column)] for column in ("label", "matures_on")},
-                }
-            )
-        },
-        pool="warehouse",
-    )
-    def training_set(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        refuse_unsound(context)
-        with warehouse.open_warehouse(where.warehouse) as connection:
-            versions.create_tables(connection)
-            frozen = freeze_training_set(connection, score, clock(project), where.training_sets)
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": frozen["rows"],
-                "as-of dates": f"{frozen['first_as_of']} to {frozen['last_as_of']}",
-                "labels known until": str(frozen["known_until"]),
-                "path": dg.MetadataValue.path(
-                    str(training_set_file(where.training_sets, score, frozen["training_set"]))
-                ),
-                "changed": frozen["changed"],
-            },
-            data_version=dg.DataVersion(frozen["training_set"]),
-        )
+    training_set = training_set_asset(score, features, label, project, where)
+    model_key = dg.AssetKey(["models", score.name])
 
     @dg.asset(
         key=model_key,
-        deps=[training_set_key],
-        group_name=group,
-        owners=owners,
+        deps=[training_set.key],
+        group_name=score.name,
+        owners=[score.email] if score.email else [],
         kinds={"catboost"},
         description=f"The model behind `{score.name}`: a candidate is trained when the training set has changed,"
         f" and becomes the champion if it passes its gate: {'; '.join(score.gate)}.",
@@ -358,6 +200,7 @@ def training_assets(
             )
             if version is None or trained:
                 version = train_version(connection, score, current["training_set"], where, context.log)
+                prune_training_sets(connection, score, where.training_sets)
             verdict = judge(connection, score, version)
             champion = versions.champion(connection, score)
         metrics, baseline = json.loads(version["metrics"]), json.loads(version["baseline_metrics"])

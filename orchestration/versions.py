@@ -19,8 +19,9 @@ TABLES = """
     create schema if not exists ml;
     create table if not exists ml.training_sets (
         score varchar, training_set varchar, rows bigint, first_as_of date, last_as_of date, known_until date,
-        query varchar, frozen_at timestamptz
+        query varchar, frozen_at timestamptz, file_sha256 varchar
     );
+    alter table ml.training_sets add column if not exists file_sha256 varchar;
     create table if not exists ml.model_versions (
         score varchar, version integer, kind varchar, training_set varchar, engine varchar,
         train_from date, train_to date, holdout_from date, holdout_to date, train_rows bigint, holdout_rows bigint,
@@ -49,6 +50,34 @@ def _latest(connection: Connection, query: str, values: Sequence[Any]) -> dict[s
 def current_training_set(connection: Connection, score: Score) -> dict[str, Any] | None:
     return _latest(
         connection, "select * from ml.training_sets where score = ? order by frozen_at desc limit 1", [score.name]
+    )
+
+
+def training_set(connection: Connection, score: Score, checksum: str) -> dict[str, Any] | None:
+    """What is known of a training set, by its checksum."""
+    query = "select * from ml.training_sets where score = ? and training_set = ? order by frozen_at desc limit 1"
+    return _latest(connection, query, [score.name, checksum])
+
+
+def record_file_of_training_set(connection: Connection, score: Score, checksum: str, file_sha256: str | None) -> None:
+    """That the file of a training set was written anew."""
+    connection.execute(
+        "update ml.training_sets set file_sha256 = ? where score = ? and training_set = ?",
+        [file_sha256, score.name, checksum],
+    )
+
+
+def training_sets_in_use(connection: Connection, score: Score, newest: int) -> set[str]:
+    """Checksums of the training sets of the `newest` versions, of the champion, and of the next candidate."""
+    found = [version["training_set"] for version in all_versions(connection, score)[:newest]]
+    others = [champion(connection, score), current_training_set(connection, score)]
+    return {*found, *(row["training_set"] for row in others if row is not None)}
+
+
+def all_versions(connection: Connection, score: Score) -> list[dict[str, Any]]:
+    """Every version of a score, the newest first."""
+    return warehouse.rows(
+        connection, "select * from ml.model_versions where score = ? order by version desc", [score.name]
     )
 
 

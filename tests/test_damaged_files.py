@@ -11,7 +11,8 @@ from ml.declarations import Project
 from orchestration import versions
 from orchestration.monitoring import report_drift
 from orchestration.project import Paths, load_project, read_json
-from orchestration.training import ScoringError, freeze_training_set, train_version
+from orchestration.training import train_version
+from orchestration.training_sets import ScoringError, freeze_training_set
 from orchestration.warehouse import open_warehouse
 from tests.conftest import Run, copy_of
 from tests.small_data import a_model, a_score, some_rows
