@@ -251,15 +251,20 @@ def told(connection: Connection, project: Project, where: Paths) -> list[dict[st
             frozen = versions.training_set(connection, score, version["training_set"]) or {}
             file = training_set_file(where.training_sets, score, version["training_set"])
             found = sha256_of(file)
-            state = "as frozen" if found == frozen.get("file_sha256") else "not what was written"
+            known = frozen.get("file_sha256")
+            state = "as frozen" if found == known else "not what was written"
+            if found is None:
+                state = f"removed: files of the {KEPT_TRAINING_SETS} newest versions and the champion's are kept"
+            elif known is None:
+                state = "not known: written before checksums were kept"
             rows.append(
                 {
                     "version": f"{score.name} {version['version']}",
+                    "training set": file.stem,
                     "rows": f"{frozen['rows']:,}" if frozen else "?",
                     "as-of dates": f"{frozen['first_as_of']} to {frozen['last_as_of']}" if frozen else "?",
                     "labels known until": str(frozen.get("known_until", "?")),
-                    "file": str(file) if found else f"removed: of the {KEPT_TRAINING_SETS} newest alone files are kept",
-                    "it is": state if found else "gone",
+                    "its file is": state,
                 }
             )
     return rows
@@ -280,12 +285,12 @@ def main() -> None:
         sys.exit(str(error))
     if not rows:
         sys.exit(f"{where.data}: no version has been trained there yet; make run does it")
-    table = Table(title="What each version was trained on", title_justify="left")
+    table = Table(title=f"What each version was trained on, in {where.training_sets}", title_justify="left")
     for title in rows[0]:
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":
