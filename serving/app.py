@@ -120,7 +120,7 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
             summary = served.summary()
             detail = (
                 f"Unknown customer '{_short(customer_id)}' of score '{score}', which has {summary.customers} customers "
-                f"as of {summary.as_of_date}."
+                f"as of {summary.as_of_date}. An id is {','.join(summary.entity)}."
             )
             raise NotFoundException(detail=detail)
         return ASGIResponse(body=body, media_type=MediaType.JSON)

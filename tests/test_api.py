@@ -124,6 +124,7 @@ def test_a_404_says_whether_the_score_or_the_customer_is_unknown(root: Path) -> 
             assert problem.known_scores == ["churn", "upsell"]
         problem = msgspec.json.decode(client.get("/scores/churn/customers/nobody").content, type=Problem)
         assert problem.detail.startswith("Unknown customer 'nobody' of score 'churn', which has 100 customers as of")
+        assert problem.detail.endswith(". An id is customer_id.")
         assert (problem.status, problem.title, problem.known_scores) == (404, "Not Found", None)
 
 

@@ -9,7 +9,8 @@ Behind each account is a stress that drifts from month to month and is written d
 card bills, lets instalments be returned and, with the size of the instalment against the income, leads to default.
 So a model that reads all of these signs knows more than any one of them tells. Put in on purpose:
 
-- keys of two texts, some with a comma, a space, a percent sign or letters beyond ASCII;
+- keys of two texts, some with a comma, a space, a percent sign or letters beyond ASCII, and keys of one text, some with
+  a comma or a tilde, which are signs of the engine's own in keys of several;
 - transactions recorded days after they happened, which nobody knew in between;
 - values that are absent (income, guarantor, collateral), and keys of loans.jsonl that are left out;
 - a purpose that is offered only from May 2024 on, so that no label of it has matured.
@@ -53,6 +54,11 @@ def make_accounts(random: np.random.Generator) -> list[Row]:
     accounts = []
     for number in range(ACCOUNTS):
         place = int(random.integers(len(BRANCHES)))
+        account_no = f"A{70000 + number * 7}"
+        if number % 220 == 21:
+            account_no += ",EUR"
+        elif number % 220 == 40:
+            account_no += "~2"
         segment = str(random.choice(SEGMENTS, p=SEGMENT_SHARES))
         income = float(np.round(np.exp(random.normal(8.6, 0.35)), -1))
         drift = random.normal(0, 0.45, months)
@@ -64,7 +70,7 @@ def make_accounts(random: np.random.Generator) -> list[Row]:
             stress[month] = level + 0.88 * (stress[month - 1] - level) + drift[month]
         accounts.append(
             {
-                "account_no": f"A{70000 + number * 7}",
+                "account_no": account_no,
                 "canton": CANTONS[place],
                 "segment": segment,
                 "customer_since": FIRST_DAY - timedelta(days=int(random.integers(30, 9000))),
