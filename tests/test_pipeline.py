@@ -74,7 +74,7 @@ def test_on_a_terminal_a_bar_shows_what_is_done_now_and_the_log_stays_away(loans
     assert process.returncode == 0
     screen = shown.decode()
     assert "reading the dbt project" in screen and "Running dbt command" in screen
-    assert re.search(r"\d+/22", screen)
+    assert re.search(r"\d+/24", screen)
     assert "STEP_START" not in screen and "DEBUG" not in screen
 
 
@@ -388,9 +388,7 @@ def test_a_feature_removed_and_bands_moved_are_served_and_so_is_their_return(loa
 
     back = run.again(LOANS)
     assert back.code == 0, back.printed
-    assert query(run, VERSIONS) == [
-        (version, True) for version in (1, 2, 3)
-    ]
+    assert query(run, VERSIONS) == [(version, True) for version in (1, 2, 3)]
     generation, rows = served_rows(run)
     assert generation.model_version == 3
     assert rows == served_rows(loans_run)[1]  # trained on the same rows, it is the same model
