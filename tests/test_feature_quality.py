@@ -172,5 +172,5 @@ def test_a_feature_that_jumps_stops_the_scores_made_of_it_and_no_others(loans_ru
 
 
 def test_both_projects_count_in_the_same_way() -> None:
-    for file in ("macros/feature_metrics.sql", "tests/generic/no_jump.sql"):
+    for file in ("macros/feature_metrics.sql", "macros/point_in_time.sql", "tests/generic/no_jump.sql"):
         assert (SAMPLE / file).read_text() == (LOANS / file).read_text()

@@ -21,8 +21,12 @@
 {%- endmacro %}
 
 {#
-    A query: for each row of `spine` the newest row of `facts` that may be used on its as-of date: the spine's as_of and
-    all columns of `facts`. A spine row of which nothing is known yet is not in it, so left join it. A fact that becomes
+    A subquery: for each row of `spine` the newest row of `facts` that may be used on its as-of date: the spine's as_of and
+    all columns of `facts`.
+
+        select * from {{ latest_as_of('spine', 'prices', key='product_id', as_of='as_of_date', …) }} as latest
+
+    A spine row of which nothing is known yet is not in it, so left join it. A fact that becomes
     known late counts from then on, or never where a newer one was known before it; one without occurred or known never.
 
     spine, facts: names of relations or CTEs. key: the columns (one, or a list) that both have.
@@ -34,6 +38,7 @@
 #}
 {% macro latest_as_of(spine, facts, key, as_of, occurred, known, then_by=none) -%}
     {%- set keys = [key] if key is string else key -%}
+(
     select
         pit_spine.{{ as_of }},
         pit_valid.*
@@ -63,4 +68,5 @@
             and {% endfor -%}
             cast(pit_spine.{{ as_of }} as timestamp) > pit_valid.valid_from
             and (pit_valid.valid_to is null or cast(pit_spine.{{ as_of }} as timestamp) <= pit_valid.valid_to)
+)
 {%- endmacro %}

@@ -1,5 +1,12 @@
--- Whether each feature of households is sound on each as-of date. The dates that are built stay as they are.
-{{ config(materialized='incremental', incremental_strategy='append', on_schema_change='fail') }}
+-- Whether each feature of households is sound on each as-of date.
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
 
 with new_features as (
     select * from {{ ref('household_features') }}

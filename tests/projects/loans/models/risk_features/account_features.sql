@@ -42,9 +42,9 @@ known_transactions as (
     inner join transactions
         on
             borrowing_accounts.account_no = transactions.account_no
-            and borrowing_accounts.scored_on > transactions.occurred_at
-            and borrowing_accounts.scored_on > transactions.recorded_on
-            and transactions.occurred_at >= {{ dbt.dateadd('day', -365, 'borrowing_accounts.scored_on') }}
+            and {{ as_of_window(
+                'borrowing_accounts.scored_on', 'transactions.occurred_at', 'transactions.recorded_on', days=365
+            ) }}
 ),
 
 behaviour as (
@@ -54,10 +54,27 @@ behaviour as (
         count(case when kind = 'card bill' and is_within_90d then 1 end) as card_bills_90d_count,
         sum(case when kind = 'card bill' and is_within_90d then -amount_chf end) as card_90d_chf,
         avg(case when kind = 'card bill' then -amount_chf end) as mean_card_bill_365d_chf,
-        avg(case when kind = 'salary' then amount_chf end) as mean_salary_365d_chf,
-        max(case when kind = 'card bill' then occurred_at end) as last_card_bill_at
+        avg(case when kind = 'salary' then amount_chf end) as mean_salary_365d_chf
     from known_transactions
     group by 1, 2
+),
+
+card_bills as (
+    select * from transactions
+    where kind = 'card bill'
+),
+
+last_card_bills as (
+    select *
+    from {{ latest_as_of(
+        'borrowing_accounts',
+        'card_bills',
+        key='account_no',
+        as_of='scored_on',
+        occurred='occurred_at',
+        known='recorded_on',
+        then_by='amount_chf'
+    ) }} as latest
 ),
 
 account_features as (
@@ -74,7 +91,8 @@ account_features as (
         cast(behaviour.card_90d_chf as decimal(14, 2)) as card_90d_chf,
         cast(behaviour.mean_card_bill_365d_chf as double) as mean_card_bill_365d_chf,
         cast(behaviour.mean_salary_365d_chf as double) as mean_salary_365d_chf,
-        behaviour.last_card_bill_at
+        last_card_bills.occurred_at as last_card_bill_at,
+        cast(-last_card_bills.amount_chf as decimal(12, 2)) as last_card_bill_chf
     from borrowing_accounts
     inner join accounts
         on borrowing_accounts.account_no = accounts.account_no
@@ -82,6 +100,10 @@ account_features as (
         on
             borrowing_accounts.account_no = behaviour.account_no
             and borrowing_accounts.scored_on = behaviour.scored_on
+    left join last_card_bills
+        on
+            borrowing_accounts.account_no = last_card_bills.account_no
+            and borrowing_accounts.scored_on = last_card_bills.scored_on
 )
 
 select * from account_features

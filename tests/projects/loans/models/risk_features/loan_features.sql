@@ -35,9 +35,9 @@ known_transactions as (
     inner join transactions
         on
             account_days.account_no = transactions.account_no
-            and account_days.scored_on > transactions.occurred_at
-            and account_days.scored_on > transactions.recorded_on
-            and transactions.occurred_at >= {{ dbt.dateadd('day', -365, 'account_days.scored_on') }}
+            and {{ as_of_window(
+                'account_days.scored_on', 'transactions.occurred_at', 'transactions.recorded_on', days=365
+            ) }}
 ),
 
 behaviour as (
