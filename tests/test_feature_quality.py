@@ -93,7 +93,7 @@ def test_on_the_samples_own_data_no_feature_jumps(sample_run: Run) -> None:
     ("now", "test", "feature", "measured"),
     [
         ("spend_84d_usd = null", "no_household_feature_is_stuck", "spend_84d_usd", 0),
-        ("spend_84d_usd = 12.5", "no_household_feature_is_stuck", "spend_84d_usd", 1),
+        ("spend_84d_usd = 300", "no_household_feature_is_stuck", "spend_84d_usd", 1),
         ("kids_band = null", "no_household_feature_is_stuck", "kids_band", 0),
         ("spend_84d_usd = spend_84d_usd * 100", "no_household_feature_is_in_other_units", "spend_84d_usd", None),
         ("spend_84d_usd = spend_84d_usd / 100", "no_household_feature_is_in_other_units", "spend_84d_usd", None),

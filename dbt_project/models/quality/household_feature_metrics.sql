@@ -8,13 +8,13 @@
     )
 }}
 
-with new_features as (
-    select * from {{ ref('household_features') }}
-    where {{ only_new_as_of_dates('as_of_date') }}
-),
-
-metrics as (
-    select * from {{ feature_metrics(declared_features('household_features'), of='new_features') }} as measured
+with metrics as (
+    select *
+    from {{ feature_metrics(
+        declared_features('household_features'),
+        of=ref('household_features'),
+        where=only_new_as_of_dates('as_of_date')
+    ) }}
 )
 
 select * from metrics

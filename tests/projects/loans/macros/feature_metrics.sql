@@ -30,10 +30,10 @@
 {%- endmacro %}
 
 {#
-    Whether features are sound, as a subquery: one row per as-of date × feature of `of`, the feature model's table or a
-    part of it. `features` is what `declared_features` says of the model.
+    Whether features are sound, as a subquery: one row per as-of date × feature of `of`, the feature model's table, or of
+    its rows `where` something holds. `features` is what `declared_features` says of the model.
 
-        select * from {{ feature_metrics(declared_features('household_features'), of='new_features') }} as measured
+        select * from {{ feature_metrics(declared_features('household_features'), of=ref('household_features')) }}
 
     rows_count, null_count, null_share
     distinct_count          values that differ, null not counted
@@ -43,9 +43,14 @@
 
     Rows are counted per value first, and the rest is told from that: half the time of count(distinct), avg(), … each.
 #}
-{% macro feature_metrics(features, of) -%}
+{% macro feature_metrics(features, of, where='true') -%}
 (
-    with counted as (
+    with features as (
+        select * from {{ of }}
+        where {{ where }}
+    ),
+
+    counted as (
         {%- set as_of = 'features.' ~ features.as_of %}
         {%- for column in features.columns %}
         {%- set value = 'features.' ~ column.name %}
@@ -55,7 +60,7 @@
             cast({{ feature_as_number(value, column.data_type, as_of) or 'null' }} as double precision) as number_value,
             {{ value }} is not null as is_known,
             count(*) as rows_count
-        from {{ of }} as features
+        from features
         group by {{ as_of }}, {{ value }}
         {{ 'union all' if not loop.last }}
         {%- endfor %}
@@ -88,7 +93,7 @@
         maximum,
         total / nullif(known_count, 0) as mean
     from totals
-)
+) as feature_metrics
 {%- endmacro %}
 
 {# A feature's value as a number; nothing where it is text, as every type is that is not known here. #}

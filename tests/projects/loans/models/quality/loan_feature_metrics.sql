@@ -1,6 +1,6 @@
 -- Whether each feature of loans is sound on each scoring day.
 with metrics as (
-    select * from {{ feature_metrics(declared_features('loan_features'), of=ref('loan_features')) }} as measured
+    select * from {{ feature_metrics(declared_features('loan_features'), of=ref('loan_features')) }}
 )
 
 select * from metrics
