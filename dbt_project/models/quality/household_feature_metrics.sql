@@ -1,4 +1,4 @@
--- Whether each feature of households is sound on each as-of date.
+-- Whether each feature of households is sound on each as-of date. Dates are built when those of the features are.
 {{
     config(
         materialized='incremental',
