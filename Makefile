@@ -18,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models
 
-.PHONY: setup run backfill sets test check serve ui bench days lock format clean help
+.PHONY: setup run backfill sets leaks test check serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -49,6 +49,9 @@ serve: setup  ## API and pages on 127.0.0.1:8000
 
 ui: setup  ## Dagster UI on 127.0.0.1:3000
 	@$(BIN)/python -m orchestration.ui
+
+leaks: setup  ## do features use what was known later? (make leaks MODEL=… AS_OF="2024-05-01 …" SCRAMBLE=1)
+	@$(BIN)/python -m orchestration.leaks $(if $(MODEL),--model $(MODEL)) $(if $(AS_OF),--as-of $(AS_OF)) $(if $(SCRAMBLE),--scramble)
 
 check: setup  ## dbt parse and the declarations, ruff, import-linter, mypy, sqlfluff
 	@$(BIN)/python -m orchestration.project

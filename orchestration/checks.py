@@ -1,6 +1,7 @@
 """Whether what an asset is made from is sound: a check that failed stops all downstream, until it has passed."""
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
 from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecord,
     AssetCheckExecutionRecordStatus,
@@ -8,8 +9,15 @@ from dagster._core.storage.asset_check_execution_record import (
 
 # Of the records of a check, those of runs that ended before it was evaluated tell nothing of the data.
 LOOKED_BACK = 50
+EVALUATED = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED)
 # The gate judges a candidate, not data: without a champion the predictions themselves refuse, and say why.
 NOT_OF_DATA = ("gate",)
+# The check of feature models that no run of everything evaluates: see leaks.py.
+RIGHT_IN_TIME = "right_in_time"
+OF_LEAKS = (
+    f"; {RIGHT_IN_TIME} is evaluated by make leaks alone: once its findings are mended and everything has been run, so"
+    " that what is stored is built anew, run make leaks, and when it passes everything again"
+)
 
 
 class Unsound(RuntimeError):
@@ -30,23 +38,33 @@ def refuse_unsound(context: dg.AssetExecutionContext) -> None:
     own = context.selected_asset_check_keys
     checks = [key for key in graph.get_check_keys_for_assets(upstream) - own if key.name not in NOT_OF_DATA]
     latest = context.instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
-    failed = sorted(key.to_user_string() for key, record in latest.items() if _failed(context.instance, key, record))
-    if failed:
+    wrong = [key for key, record in latest.items() if _failed(context.instance, key, record)]
+    if wrong:
+        failed = sorted(key.to_user_string() for key in wrong)
+        leaks = OF_LEAKS if any(key.name == RIGHT_IN_TIME for key in wrong) else ""
         raise Unsound(
             f"{', '.join(sorted(key.to_user_string() for key in selected))}: not made, as a check of what it comes from"
             f" failed last: {', '.join(failed)}. What was published before serves on; mend the data, or the check, and"
-            " run everything again"
+            f" run everything again{leaks}"
         )
 
 
 def _failed(instance: dg.DagsterInstance, key: dg.AssetCheckKey, latest: AssetCheckExecutionRecord) -> bool:
     """Whether a check's last evaluation failed with severity error; False if it was never evaluated."""
-    evaluated = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED)
-    records = [latest]
-    if latest.status not in evaluated:
-        records = list(instance.event_log_storage.get_asset_check_execution_history(key, limit=LOOKED_BACK))
-    last = next((record for record in records if record.status in evaluated), None)
+    last = latest if latest.status in EVALUATED else _last_evaluated(instance, key)
     if last is None or last.status == AssetCheckExecutionRecordStatus.SUCCEEDED:
         return False
     event = last.event.dagster_event if last.event else None
     return event is None or event.asset_check_evaluation_data.severity == dg.AssetCheckSeverity.ERROR
+
+
+def last_evaluation(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> AssetCheckEvaluation | None:
+    """What came of a check the last time it was evaluated; None if it never was."""
+    last = _last_evaluated(instance, key)
+    event = last.event.dagster_event if last and last.event else None
+    return event.asset_check_evaluation_data if event else None
+
+
+def _last_evaluated(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> AssetCheckExecutionRecord | None:
+    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=LOOKED_BACK)
+    return next((record for record in records if record.status in EVALUATED), None)

@@ -3,9 +3,10 @@
 import dagster as dg
 
 from ml.sources import REDELIVERED
-from orchestration.automation import daily, everything, stream_sensor
+from orchestration.automation import daily, stream_sensor, weekly
 from orchestration.events import publish_contracts
 from orchestration.instance import in_process_executor
+from orchestration.leaks import right_in_time
 from orchestration.loading import check_sources, raw_asset
 from orchestration.monitoring import drift_asset
 from orchestration.project import Paths, load_project, paths, prepare_manifest, read_manifest
@@ -41,12 +42,19 @@ def define(where: Paths) -> dg.Definitions:
             generation_asset(score, project, where),
             drift_asset(score, where),
         ]
+    # Several scores may have one feature model: any of them stands for it.
+    featured = {score.features_id: score for score in project.scores}
+    guards = [right_in_time(score, keys[model], project, manifest, where) for model, score in featured.items()]
+    schedules = [daily(guards), *([weekly(guards, where)] if guards else [])]
     return dg.Definitions(
         assets=assets,
-        jobs=[everything],
-        schedules=[daily],
+        asset_checks=guards,
+        jobs=[schedule.job for schedule in schedules],
+        schedules=schedules,
         sensors=[
-            stream_sensor(source, keys[source.id], where) for source in project.sources if source.scheme in REDELIVERED
+            stream_sensor(source, keys[source.id], guards, where)
+            for source in project.sources
+            if source.scheme in REDELIVERED
         ],
         resources={"dbt": dbt_resource(where)},
         executor=in_process_executor(where),

@@ -133,8 +133,8 @@ def _lives(file: Path, recorded: float) -> bool:
 class _InProcess(dg.Executor):
     """Dagster's in-process executor, for runs that the UI or a schedule starts, which shows that they live."""
 
-    def __init__(self, where: Paths, executor: dg.Executor) -> None:
-        self._where, self._executor = where, executor
+    def __init__(self, where: Paths, executor: dg.Executor, takes_turn: bool) -> None:
+        self._where, self._executor, self._takes_turn = where, executor, takes_turn
 
     @property
     def retries(self) -> Any:
@@ -147,14 +147,18 @@ class _InProcess(dg.Executor):
             plan_context.log.info(f"waiting for {whose}, which works on the same data")
 
         with alive(self._where, run_id), ExitStack() as ours:
-            with raise_execution_interrupts():  # Dagster would let nobody stop a run that waits
-                ours.enter_context(turn(self._where, f"run {run_id[:8]} of make ui", waits))
-            give_slots_back(instance, self._where, run_id)
+            if self._takes_turn:
+                with raise_execution_interrupts():  # Dagster would let nobody stop a run that waits
+                    ours.enter_context(turn(self._where, f"run {run_id[:8]} of make ui", waits))
+                give_slots_back(instance, self._where, run_id)
             yield from self._executor.execute(plan_context, execution_plan)
 
 
-def in_process_executor(where: Paths) -> dg.ExecutorDefinition:
-    """All steps in one process: one each would wait seconds for imports, far more than most steps' work."""
+def in_process_executor(where: Paths, takes_turn: bool = True) -> dg.ExecutorDefinition:
+    """All steps in one process: one each would wait seconds for imports, far more than most steps' work.
+
+    A run that writes nothing to the data folder takes no turn: it waits for nobody, and nobody for it.
+    """
     dagsters = dg.in_process_executor
     assert dagsters.executor_creation_fn is not None
     make = dagsters.executor_creation_fn
@@ -162,5 +166,5 @@ def in_process_executor(where: Paths) -> dg.ExecutorDefinition:
         name=dagsters.name,
         config_schema=dagsters.config_schema,  # type: ignore[arg-type]
         description=dagsters.description,
-        executor_creation_fn=lambda context: _InProcess(where, make(context)),
+        executor_creation_fn=lambda context: _InProcess(where, make(context), takes_turn),
     )

@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -25,6 +25,7 @@ from sqlalchemy.exc import DatabaseError
 
 from ml.declarations import DeclarationError, Project
 from orchestration.backfilling import BackfillError, backfill_of
+from orchestration.checks import RIGHT_IN_TIME
 from orchestration.instance import alive, give_slots_back, open_instance, storage_fault, turn
 from orchestration.project import (
     REPOSITORY,
@@ -84,7 +85,9 @@ class Display:
         """Takes each event as Dagster records it."""
         event = entry.dagster_event
         if event is None:
-            if entry.step_key and not entry.user_message.startswith("dbt "):
+            if entry.user_message.startswith(("✓ ", "✗ ", "· ")):  # a step tells of its parts
+                self.console.print(escape(entry.user_message), highlight=False, soft_wrap=True)
+            elif entry.step_key and not entry.user_message.startswith("dbt "):
                 self.progress.update(self.task, description=entry.user_message.splitlines()[0][:70])
             return
         kind, data = event.event_type_value, event.event_specific_data
@@ -123,17 +126,21 @@ class Display:
             if key in ("difference",) or check.check_name == "gate"
         )
         warns = check.severity.value == "WARN"
-        if not told and check.check_name == "freshness":
+        if not told and check.check_name in ("freshness", RIGHT_IN_TIME):
             told = check.description or ""
         if warns and check.check_name == "gate":
             told += "; the champion goes on scoring"
         sign = "[yellow]![/]" if warns else "[red]✗[/]"
         self.console.print(
-            f"{sign} {asset}: check {check.check_name} failed{': ' + told if told else ''}", highlight=False
+            f"{sign} {asset}: check {check.check_name} failed{': ' + escape(told) if told else ''}",
+            highlight=False,
+            soft_wrap=check.check_name == RIGHT_IN_TIME,
         )
 
     def _failed(self, step: str, data: Any) -> None:
         error = data.error
+        if error is not None and error.cls_name == "DagsterAssetCheckFailedError":
+            return  # told when it was evaluated
         while error is not None and error.cause is not None:
             error = error.cause
         reason = error.message.strip() if error else "no reason was given"
@@ -229,6 +236,14 @@ def summary(project: Project, where: Paths) -> Table:
 
 def run(build: Mapping[str, Any] | None = None) -> int:
     """Runs everything and tells how it went; the exit code. `build` is the config of the dbt models' step, `Build`."""
+    return in_sight(lambda where, console, log: _run(where, console, log, build or {}))
+
+
+def in_sight(work: Callable[[Paths, Console, Path], int]) -> int:
+    """Does some work on the data folder: what it prints goes to a log, why it can't be done to the screen; exit code.
+
+    `work` is given the folders, the screen to speak on and the log's path.
+    """
     warnings.simplefilter("ignore")
     try:
         where = paths()
@@ -240,7 +255,7 @@ def run(build: Mapping[str, Any] | None = None) -> int:
                 soft_wrap=True,
             )
             try:
-                return _run(where, console, log, build or {})
+                return work(where, console, log)
             except Exception as error:
                 for line in _reason(error, where, log).splitlines():
                     sign = "" if line.startswith(" ") else "[red]✗[/] "
@@ -268,17 +283,23 @@ def _reason(error: Exception, where: Paths, log: Path) -> str:
     return f"{type(error).__name__}: {reason}\n  Read more in {log}"
 
 
+def read_and_import(where: Paths) -> Project:
+    """The project, whose data folder this is then, once all that defines it for Dagster is imported."""
+    with ThreadPoolExecutor() as beside:
+        # dbt parses in a process of its own: time enough for this one's imports.
+        importing = beside.submit(importlib.import_module, "orchestration.definitions")
+        project = load_project(where)
+        claim_data(where, project)
+        importing.result()
+    return project
+
+
 def _run(where: Paths, console: Console, log: Path, build: Mapping[str, Any]) -> int:
     started, display = time.monotonic(), Display(console)
     with display.progress:
-        with ThreadPoolExecutor() as beside:
-            # dbt parses in a process of its own: time enough for this one's imports.
-            importing = beside.submit(importlib.import_module, "orchestration.definitions")
-            project = load_project(where)
-            if build.get("as_of_from") or build.get("as_of_to"):  # a mistake in them is told before anything runs
-                backfill_of(read_manifest(prepare_manifest(where)), build.get("as_of_from"), build.get("as_of_to"))
-            claim_data(where, project)
-            importing.result()
+        project = read_and_import(where)
+        if build.get("as_of_from") or build.get("as_of_to"):  # a mistake in them is told before anything runs
+            backfill_of(read_manifest(prepare_manifest(where)), build.get("as_of_from"), build.get("as_of_to"))
         from orchestration.definitions import define
 
         run_id, asked = str(uuid.uuid4()), time.monotonic()
@@ -302,16 +323,7 @@ def _run(where: Paths, console: Console, log: Path, build: Mapping[str, Any]) ->
                 )
     seconds = time.monotonic() - started
     if display.failures or not result.success:
-        # A cause that several steps share is told once.
-        alike: dict[str, list[str]] = {}
-        for step, reason in display.failures:
-            reasons = reasons_of_dbt(where, run_id) if step == "dbt_build" else []
-            for thing, why in reasons or [(step, reason)]:
-                alike.setdefault(why, []).append(thing)
-        for why, (thing, *others) in alike.items():
-            if others:
-                thing += f" and {len(others)} more"
-            console.print(f"[red]✗[/] {escape(f'{thing}: {why}')}", highlight=False, soft_wrap=True)
+        tell_failures(display, where, run_id)
         console.print(
             f"[red]Failed[/] after {seconds:.0f} s; {_published(where)}. Read more in {log} or with `make ui`.",
             soft_wrap=True,
@@ -333,6 +345,19 @@ def _run(where: Paths, console: Console, log: Path, build: Mapping[str, Any]) ->
         apart = "\n     " if len(command) > 13 else " "
         console.print(f"  {command:<13}{apart}{what} on {address}", highlight=False, soft_wrap=True)
     return 0
+
+
+def tell_failures(display: Display, where: Paths, run_id: str) -> None:
+    """Says which steps of a run failed, and why; a cause that several share is told once."""
+    alike: dict[str, list[str]] = {}
+    for step, reason in display.failures:
+        reasons = reasons_of_dbt(where, run_id) if step == "dbt_build" else []
+        for thing, why in reasons or [(step, reason)]:
+            alike.setdefault(why, []).append(thing)
+    for why, (thing, *others) in alike.items():
+        if others:
+            thing += f" and {len(others)} more"
+        display.console.print(f"[red]✗[/] {escape(f'{thing}: {why}')}", highlight=False, soft_wrap=True)
 
 
 def _published(where: Paths) -> str:
