@@ -14,9 +14,9 @@ EVALUATED = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecor
 NOT_OF_DATA = ("gate",)
 # The check of feature models that no run of everything evaluates: see leaks.py.
 RIGHT_IN_TIME = "right_in_time"
-OF_LEAKS = (
-    f"; {RIGHT_IN_TIME} is evaluated by make leaks alone: once its findings are mended and everything has been run, so"
-    " that what is stored is built anew, run make leaks, and when it passes everything again"
+MEND_LEAK = (
+    "mend the model, run everything, so that what is stored is built anew, then make leaks, which alone evaluates"
+    f" {RIGHT_IN_TIME}, and when that passes everything again"
 )
 
 
@@ -41,12 +41,17 @@ def refuse_unsound(context: dg.AssetExecutionContext) -> None:
     wrong = [key for key, record in latest.items() if _failed(context.instance, key, record)]
     if wrong:
         failed = sorted(key.to_user_string() for key in wrong)
-        leaks = OF_LEAKS if any(key.name == RIGHT_IN_TIME for key in wrong) else ""
+        mend = ["mend the data, or the check, and run everything again"] if any(map(_is_of_run, wrong)) else []
+        mend += [] if all(map(_is_of_run, wrong)) else [MEND_LEAK]
         raise Unsound(
             f"{', '.join(sorted(key.to_user_string() for key in selected))}: not made, as a check of what it comes from"
-            f" failed last: {', '.join(failed)}. What was published before serves on; mend the data, or the check, and"
-            f" run everything again{leaks}"
+            f" failed last: {', '.join(failed)}. What was published before serves on; {'; '.join(mend)}"
         )
+
+
+def _is_of_run(key: dg.AssetCheckKey) -> bool:
+    """Whether a run of everything evaluates a check."""
+    return key.name != RIGHT_IN_TIME
 
 
 def _failed(instance: dg.DagsterInstance, key: dg.AssetCheckKey, latest: AssetCheckExecutionRecord) -> bool:

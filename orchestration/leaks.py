@@ -71,7 +71,7 @@ def right_in_time(
         if not dates:
             raise NotRecomputed(f"{_told(score)}: has no row yet; make run builds it")
         asked, how = _asked(score, dates, config.as_of)
-        context.log.info(f"· {_told(score)} at {', '.join(asked)}{how}")
+        context.log.info(f"· {_told(score)} at {', '.join(asked)}{', ' if how else ''}{how}")
         if tables:
             context.log.info(f"· {_told(score)}: taken as they are now, as they tell no known_at: {', '.join(tables)}")
         trials = {Trial(as_of, config.scramble) for as_of in asked}
@@ -140,7 +140,7 @@ def _asked(score: Score, dates: Sequence[str], named: Sequence[str]) -> tuple[li
         return [day for days in found for day in days], ""
     seed = dates[0]
     older = random.Random(seed).sample(dates[2:], min(OLDER, len(dates[2:])))
-    return [*dates[1:2], *sorted(older, reverse=True)] or [seed], f", of {len(dates)} dates, drawn with the seed {seed}"
+    return [*dates[1:2], *sorted(older, reverse=True)] or [seed], f"of {len(dates)} dates, drawn with the seed {seed}"
 
 
 def _tables(connection: Connection, score: Score, manifest: Mapping[str, Any]) -> list[str]:
@@ -205,22 +205,29 @@ def _findings(
 
 
 def _rewritten(connection: Connection, tables: Sequence[tuple[str, str]]) -> list[str]:
-    """The raw tables with rows that landed once and are no longer there, replaced or deleted: how many."""
+    """The raw tables of which rows that had landed have changed or gone, each with what is known of it."""
     found = []
     for schema, table in tables:
         if "_batch_id" not in warehouse.columns(connection, schema, table):
             continue
-        landed, held = warehouse.one(
+        replaced, deleted, anew = warehouse.one(
             connection,
             f"""
-            select coalesce(sum(landed), 0), (select count(*) from {warehouse.name(schema, table)})
-            from quality.source_metrics where schema_name = ? and table_name = ? and status <> 'failed'
+            select
+                coalesce(sum(replaced), 0), coalesce(sum(deleted), 0),
+                count(*) filter (
+                    landed > 0 and is_followed and batch_id not in (select _batch_id from {warehouse.name(schema, table)})
+                )
+            from (
+                select *, lead(batch_id) over (partition by source order by loaded_at) is not null as is_followed
+                from quality.source_metrics where schema_name = ? and table_name = ? and status <> 'failed'
+            )
             """,
             [schema, table],
         )
-        if landed > held:
-            gone = landed - held
-            found.append(f"{schema}.{table} had {gone:,} row{'s' if gone > 1 else ''} replaced or deleted")
+        counts = {"rows replaced": replaced, "rows deleted": deleted, "batches read anew": anew}
+        if told := ", ".join(f"{what}: {count:,}" for what, count in counts.items() if count):
+            found.append(f"{schema}.{table} ({told})")
     return found
 
 

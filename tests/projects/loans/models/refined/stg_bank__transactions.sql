@@ -8,7 +8,8 @@ renamed as (
         kind,
         cast(amount_chf as decimal(12, 2)) as amount_chf,
         cast(occurred_at as timestamp) as occurred_at,
-        cast(recorded_on as date) as recorded_on
+        -- what the bank delivers after the first load was known when it came, whatever it says itself
+        greatest(cast(recorded_on as date), cast(_known_at as date)) as recorded_on
     from source
 )
 
