@@ -210,14 +210,13 @@ def _rewritten(connection: Connection, tables: Sequence[tuple[str, str]]) -> lis
     for schema, table in tables:
         if "_batch_id" not in warehouse.columns(connection, schema, table):
             continue
+        held = f"select _batch_id from {warehouse.name(schema, table)}"
         replaced, deleted, anew = warehouse.one(
             connection,
             f"""
             select
                 coalesce(sum(replaced), 0), coalesce(sum(deleted), 0),
-                count(*) filter (
-                    landed > 0 and is_followed and batch_id not in (select _batch_id from {warehouse.name(schema, table)})
-                )
+                count(*) filter (landed > 0 and is_followed and batch_id not in ({held}))
             from (
                 select *, lead(batch_id) over (partition by source order by loaded_at) is not null as is_followed
                 from quality.source_metrics where schema_name = ? and table_name = ? and status <> 'failed'
