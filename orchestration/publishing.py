@@ -15,17 +15,15 @@ import dagster as dg
 from ml.declarations import Project, Score
 from orchestration import warehouse
 from orchestration.checks import refuse_unsound
+from orchestration.online_features import json_features, online_features, refuse_unscored
+from orchestration.parity import PublishedDiffers, compare
 from orchestration.project import Paths
+from orchestration.scoring import feature_rows
 from orchestration.training import current_champion, engine, load_card, model_folder
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
 KEPT_GENERATIONS = 3
-COMPARED = 1000
-
-
-class PublishedDiffers(RuntimeError):
-    """What was written for publication is not what the warehouse holds: score, customer, both values."""
 
 
 def published_key(score: Score) -> str:
@@ -40,12 +38,13 @@ def published_key(score: Score) -> str:
 
 
 def publish(connection: Connection, score: Score, project: Project, where: Paths) -> dict[str, Any]:
-    """Publishes the champion's scores of the newest as-of date, if they are not what is served already.
+    """Publishes the champion's scores of the newest as-of date and the features they were made from, if they are not
+    what is served already.
 
     Writes a new generation beside the served one, verifies it, compares it with the warehouse, and only then flips
-    CURRENT. Returns what is served: generation, as_of_date, rows, compared, changed. Raises `ScoringError` if there are
-    no predictions, or two for a customer, `PublishedDiffers` if what was written is not what the warehouse holds; the
-    old generation then serves on.
+    CURRENT. Returns what is served: generation, as_of_date, rows, features, compared, changed. Raises `ScoringError` if
+    there are no predictions, two for a customer, or features that have changed since, `PublishedDiffers` if what was
+    written is not what the warehouse holds; the old generation then serves on.
     """
     from serving import store
 
@@ -78,7 +77,13 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     band_counts = dict(
         connection.execute(f"select band, count(*) {of_newest} and band is not null group by 1").fetchall()
     )
-    _, content = warehouse.content_hash(connection, f"select * exclude (scored_at) {of_newest}")
+    refuse_unscored(connection, score, version, newest)
+    features = online_features(connection, score)
+    of_features = f"from ({feature_rows(score)}) where {warehouse.name(score.as_of)} = '{newest}'"
+    contents = [
+        warehouse.content_hash(connection, query)
+        for query in (f"select * exclude (scored_at) {of_newest}", f"select * {of_features}")
+    ]
     card = load_card(where, score, version)
     told = {
         "score": score.name,
@@ -96,9 +101,10 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         "band_counts": {band: band_counts.get(band, 0) for band in score.bands},
         "metrics": _measured(card.metrics),
         "baseline": _measured(card.baseline),
+        "features": features,
         "rows": rows,
     }
-    digest = hashlib.sha256(json.dumps([told, content, engine()], default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([told, contents, engine()], default=str).encode()).hexdigest()
     generation = store.Generation(
         generation=f"{told['as_of_date']}-v{version}-{digest[:8]}", published_at=datetime.now(UTC), **told
     )
@@ -107,20 +113,24 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         "generation": generation.generation,
         "as_of_date": told["as_of_date"],
         "rows": rows,
+        "features": len(features),
         "model_version": version,
     }
     sound = _is_sound(folder)
     if sound and _current(where, score) == generation.generation:
-        return {**served, "compared": _compare(connection, score, folder, of_newest), "changed": False}
+        return {**served, "compared": compare(connection, score, folder, key, of_newest, of_features), "changed": False}
 
     if not sound:
         shutil.rmtree(folder, ignore_errors=True)
         model = model_folder(where.models, score, version)
         attached = {file: model / file for file in ("model.cbm", "card.json")}
-        with closing(_customers(connection, score, generation, f"{of_newest} order by customer_key")) as customers:
-            store.write(where.generations, generation, customers, attached)
+        with (
+            closing(_customers(connection, score, generation, f"{of_newest} order by customer_key")) as customers,
+            closing(json_features(connection, features, key, of_features)) as values,
+        ):
+            store.write(where.generations, generation, customers, attached, values)
         store.verify(folder)
-    compared = _compare(connection, score, folder, of_newest)
+    compared = compare(connection, score, folder, key, of_newest, of_features)
     store.flip(where.generations, score.name, generation.generation)
     store.prune(where.generations, score.name, keep=KEPT_GENERATIONS)
     return {**served, "compared": compared, "changed": True}
@@ -174,40 +184,14 @@ def _customers(
             yield row["customer_key"], store.payload(customer)
 
 
-def _compare(connection: Connection, score: Score, folder: Path, of_newest: str) -> int:
-    """Looks a sample of the warehouse's customers up in a generation, as an application would; how many were compared.
-
-    Raises `PublishedDiffers` with the first customer whose published score is not the warehouse's.
-    """
-    import msgspec
-
-    from serving import store
-
-    key = published_key(score)
-    sample = warehouse.rows(
-        connection, f"select {key} as customer_id, score, band {of_newest} order by hash({key}) limit {COMPARED}"
-    )
-    with store.open_store(folder) as opened:
-        for row in sample:
-            customer_id = row["customer_id"]
-            stored = opened.get(customer_id)
-            found = msgspec.json.decode(stored, type=store.CustomerScore) if stored else None
-            if found is None or (found.value, found.band) != (row["score"], row["band"]):
-                raise PublishedDiffers(
-                    f"score '{score.name}': customer '{customer_id}' is {found and (found.value, found.band)} in"
-                    f" generation {folder.name} but {(row['score'], row['band'])} in the warehouse;"
-                    " the old generation serves on"
-                )
-    return len(sample)
-
-
 def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefinition:
     """The asset of what applications are served."""
     key = dg.AssetKey(["generations", score.name])
     check = dg.AssetCheckSpec(
         "published_equals_warehouse",
         asset=key,
-        description="A sample of customers, looked up as applications do, is as in the warehouse.",
+        description="As many customers as in the warehouse, and of a sample score, band and every feature, looked up"
+        " as applications do, are the warehouse's.",
         blocking=True,
     )
 
@@ -217,7 +201,8 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
         group_name=score.name,
         owners=[score.email] if score.email else [],
         kinds={"lmdb"},
-        description=f"What applications are served as `{score.name}`: every customer's score with its reasons.",
+        description=f"What applications are served as `{score.name}`: every customer's score with its reasons, and the"
+        " features it was made from.",
         check_specs=[check],
         pool="warehouse",
     )
@@ -228,7 +213,10 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
                 served = publish(connection, score, project, where)
             except PublishedDiffers as difference:
                 yield dg.AssetCheckResult(
-                    passed=False, asset_key=key, check_name=check.name, metadata={"difference": str(difference)}
+                    passed=False,
+                    asset_key=key,
+                    check_name=check.name,
+                    metadata={"difference": str(difference), "customers that differ": difference.columns},
                 )
                 raise
         yield dg.MaterializeResult(
@@ -242,7 +230,13 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
             },
             check_results=[
                 dg.AssetCheckResult(
-                    passed=True, check_name=check.name, metadata={"customers compared": served["compared"]}
+                    passed=True,
+                    check_name=check.name,
+                    metadata={
+                        "customers": served["rows"],
+                        "customers compared": served["compared"],
+                        "features compared": served["features"],
+                    },
                 )
             ],
             data_version=dg.DataVersion(served["generation"]),

@@ -28,27 +28,10 @@ def score_dates(connection: Connection, score: Score, champion: dict[str, Any], 
     stream through in Arrow batches. Raises `ScoringError` if there is nobody to score, the champion can't read the
     features as they are now, or the table of predictions is another entity's.
     """
-    features, predictions = (
-        warehouse.name(score.features_schema, score.features),
-        warehouse.name("predictions", score.name),
-    )
+    features, predictions = _features(score), warehouse.name("predictions", score.name)
     version, as_of = champion["version"], warehouse.name(score.as_of)
-    columns = warehouse.names([*score.entity, score.as_of, *(column.name for column in score.columns)])
-    query = f"select {columns} from {features} where {as_of}::date > date '{champion['train_to']}'"
-    # What else decides a prediction: the same rows are scored again under other bands.
-    setting = hashlib.sha256(json.dumps([score.bands, engine()]).encode()).hexdigest()[:8]
-    per_date = warehouse.rows(
-        connection,
-        f"""
-        select
-            {as_of}::date as as_of_date,
-            count(*) as rows,
-            count(*) || '-' || sum(hash(content)::hugeint) || '-{setting}' as made_from
-        from ({query}) as content
-        group by 1
-        order by 1
-        """,
-    )
+    query = f"{feature_rows(score)} where {as_of}::date > date '{champion['train_to']}'"
+    per_date = made_from(connection, score, query)
     if not per_date:
         raise ScoringError(
             f"score '{score.name}': {features} has no rows after {champion['train_to']}, up to which version {version}"
@@ -81,6 +64,37 @@ def score_dates(connection: Connection, score: Score, champion: dict[str, Any], 
             ) from None
         versions.record_scored_dates(connection, score, version, due, scored_at)
     return [row["as_of_date"] for row in due], sum(row["rows"] for row in due)
+
+
+def feature_rows(score: Score) -> str:
+    """SQL of the rows that predictions are made from: keys and features."""
+    columns = warehouse.names([*score.entity, score.as_of, *(column.name for column in score.columns)])
+    return f"select {columns} from {_features(score)}"
+
+
+def made_from(connection: Connection, score: Score, rows: str) -> list[dict[str, Any]]:
+    """For each as-of date of a query of `feature_rows`: as_of_date, rows, made_from.
+
+    `made_from` is a hash of what decides their predictions: the rows themselves, and bands and engine, as the same rows
+    are scored again under others.
+    """
+    setting = hashlib.sha256(json.dumps([score.bands, engine()]).encode()).hexdigest()[:8]
+    return warehouse.rows(
+        connection,
+        f"""
+        select
+            {warehouse.name(score.as_of)}::date as as_of_date,
+            count(*) as rows,
+            count(*) || '-' || sum(hash(content)::hugeint) || '-{setting}' as made_from
+        from ({rows}) as content
+        group by 1
+        order by 1
+        """,
+    )
+
+
+def _features(score: Score) -> str:
+    return warehouse.name(score.features_schema, score.features)
 
 
 def _insert(

@@ -19,6 +19,26 @@ class CustomerAnswer(CustomerScore, frozen=True, kw_only=True):
     stale: Annotated[bool, Meta(description="True once the as-of date is older than the score's owner allows.")]
 
 
+class FeaturesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The values of a customer's features that a score was made from."""
+
+    score: Annotated[str, Meta(description="Name of the score.")]
+    customer_id: Annotated[str, Meta(description="The id; parts of a composite key are joined by commas.")]
+    generation: Annotated[str, Meta(description="The published bundle that this answer comes from.")]
+    model_version: Annotated[int, Meta(description="The version of the model that scored these values.")]
+    as_of_date: Annotated[date, Meta(description="The features tell what was known before this day.")]
+    fresh_until: Annotated[date, Meta(description="The last day on which they count as fresh.")]
+    stale: Annotated[bool, Meta(description="True once that day is over.")]
+    features: Annotated[
+        dict[str, bool | int | float | str | None],
+        Meta(
+            description='Feature -> value: true or false; a number; a decimal as text, "12.50"; a date as'
+            ' "2024-03-04"; a timestamp as "2024-03-04T05:06:07.25Z", without Z if its column has no time zone;'
+            ' text; null. What is no finite number is "NaN", "Infinity" or "-Infinity".'
+        ),
+    ]
+
+
 class ScoreSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A score and the generation of it that is served."""
 

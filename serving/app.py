@@ -12,17 +12,15 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-from urllib.parse import unquote
+from typing import Any
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, get
 from litestar.enums import ScopeType
-from litestar.exceptions import HTTPException, NotFoundException, ServiceUnavailableException
+from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.spec import Components, Example, Tag
-from litestar.params import Parameter
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +28,18 @@ from serving.answers import PROBLEM, Alive, CustomerAnswer, Problem, Readiness, 
 from serving.catalogue import Catalogue, Clock
 from serving.docs import LocalSwagger, docs_router, openapi_document
 from serving.events import KEY_SETTING, SECURITY, PushedEvents, push_handler
+from serving.features import features_handlers
+from serving.lookups import (
+    NOT_SERVED,
+    UNKNOWN,
+    UNKNOWN_SCORE,
+    CustomerId,
+    ScoreName,
+    id_as_sent,
+    served_score,
+    short,
+    unknown_customer,
+)
 from serving.pages import pages
 
 log = logging.getLogger("serving")
@@ -38,16 +48,6 @@ ABOUT = """Scores of customers, looked up by customer id.
 
 Answers come from published, verified generations: `generation` and `as_of_date` say from which.
 `stale` says that a score is older than its owner allows. Events that applications push are kept for the next load."""
-
-ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
-CustomerId = Annotated[
-    str,
-    Parameter(
-        description='The customer\'s id, percent-encoded. A composite key is joined by ",", in the order'
-        " of `entity`; inside a part '~' is written '~0' and ',' '~1'."
-    ),
-]
-
 
 _EXAMPLE = Example(
     summary="A customer",
@@ -61,22 +61,8 @@ _EXAMPLE = Example(
 )
 
 
-def _problem_spec(description: str) -> ResponseSpec:
-    return ResponseSpec(Problem, generate_examples=False, description=description, media_type=PROBLEM)
-
-
 def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
     """The handlers of the API over a catalogue."""
-    unknown_score = _problem_spec("The score is not known.")
-    not_served = _problem_spec("What is published of the score is damaged; `detail` says which file and how.")
-
-    def no_score(score: str) -> NoReturn:
-        known = list(catalogue.scores)
-        if fault := catalogue.faults.get(score):
-            detail = f"Score '{score}' cannot be served: {fault}. Publish anew or roll back."
-            raise ServiceUnavailableException(detail=detail, extra={"known_scores": known})
-        detail = f"Unknown score '{_short(score)}'. Known scores: {', '.join(known) or 'none yet'}."
-        raise NotFoundException(detail=detail, extra={"known_scores": known})
 
     @get("/scores", sync_to_thread=False, tags=["scores"], summary="All scores")
     def list_scores() -> Scores:
@@ -87,13 +73,10 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         sync_to_thread=False,
         tags=["scores"],
         summary="One score",
-        responses={404: unknown_score, 503: not_served},
+        responses={404: UNKNOWN_SCORE, 503: NOT_SERVED},
     )
     def one_score(score: ScoreName) -> ScoreSummary:
-        served = catalogue.scores.get(score)
-        if served is None:
-            no_score(score)
-        return served.summary()
+        return served_score(catalogue, score).summary()
 
     @get(
         "/scores/{score:str}/customers/{customer_id:path}",
@@ -104,25 +87,16 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
             200: ResponseSpec(
                 CustomerAnswer, generate_examples=False, description="The customer's score.", examples=[_EXAMPLE]
             ),
-            404: _problem_spec("The score or the customer is not known; `detail` says which."),
-            503: not_served,
+            404: UNKNOWN,
+            503: NOT_SERVED,
         },
     )
     def one_customer(request: Request[Any, Any, Any], score: ScoreName, customer_id: CustomerId) -> ASGIResponse:
-        served = catalogue.scores.get(score)
-        if served is None:
-            no_score(score)
-        # The id as it was sent: of the path parameter the router has stripped and merged slashes.
-        raw: bytes = request.scope["raw_path"]
-        customer_id = unquote(raw.split(b"/", 4)[4].decode("latin-1"))
+        served = served_score(catalogue, score)
+        customer_id = id_as_sent(request, 4)
         body = served.customer(customer_id)
         if body is None:
-            summary = served.summary()
-            detail = (
-                f"Unknown customer '{_short(customer_id)}' of score '{score}', which has {summary.customers} customers "
-                f"as of {summary.as_of_date}. An id is {','.join(summary.entity)}."
-            )
-            raise NotFoundException(detail=detail)
+            unknown_customer(served, customer_id)
         return ASGIResponse(body=body, media_type=MediaType.JSON)
 
     @get("/health/live", sync_to_thread=False, tags=["health"], summary="Does the process answer?")
@@ -142,7 +116,7 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         readiness = catalogue.readiness()
         return Response(readiness, status_code=503 if readiness.status == "unavailable" else 200)
 
-    return [list_scores, one_score, one_customer, live, ready]
+    return [list_scores, one_score, one_customer, *features_handlers(catalogue), live, ready]
 
 
 def create_app(
@@ -233,12 +207,12 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     extra = error.extra if isinstance(error.extra, dict) else {}
     detail = error.detail
     if error.status_code == 404 and not extra and detail == "Not Found":
-        detail = f"Nothing is at {_short(request.scope['path'])}. /docs describes the API, /scores lists the scores."
+        detail = f"Nothing is at {short(request.scope['path'])}. /docs describes the API, /scores lists the scores."
     headers = dict(error.headers or {})
     if error.status_code == 405:
         methods = {method.strip() for method in headers.pop("allow", "").split(",")} - {""}
         headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
-        detail = f"{request.method} is not possible at {_short(request.scope['path'])}. Possible: {headers['Allow']}."
+        detail = f"{request.method} is not possible at {short(request.scope['path'])}. Possible: {headers['Allow']}."
     return _problem(
         Problem(
             title=HTTPStatus(error.status_code).phrase,
@@ -255,8 +229,3 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
 def _internal_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _problem(Problem(title="Internal Server Error", status=500, detail="The fault is in the server's log."))
-
-
-def _short(text: str) -> str:
-    """A caller's text as an error message repeats it."""
-    return text if len(text) <= 100 else text[:100] + "…"

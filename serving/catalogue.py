@@ -12,11 +12,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
-from serving.answers import Readiness, ScoreReadiness, ScoreSummary, summarise
+from serving.answers import FeaturesAnswer, Readiness, ScoreReadiness, ScoreSummary, summarise
 from serving.store import CorruptGeneration, Store, current, open_store, published_scores
 
 log = logging.getLogger("serving")
@@ -34,6 +35,8 @@ class Served:
         self.store = store
         self.generation = store.generation
         self._clock = clock
+        names = [msgspec.json.encode(feature.name) + b":" for feature in self.generation.features]
+        self._names = [name if place == 0 else b"," + name for place, name in enumerate(names)]
         self._begin_day()
 
     @property
@@ -50,6 +53,17 @@ class Served:
             self._begin_day()
         return stored[:-1] + self._tail
 
+    def features(self, customer_id: str) -> bytes | None:
+        """The JSON of a `FeaturesAnswer`: the stored values, not decoded, behind the names of their features."""
+        stored = self.store.features(customer_id)
+        if stored is None:
+            return None
+        if self._clock() >= self._next_day:
+            self._begin_day()
+        values = msgspec.json.decode(stored, type=list[msgspec.Raw])
+        named = chain.from_iterable(zip(self._names, values, strict=True))
+        return b"".join([self._before_id, msgspec.json.encode(customer_id), self._after_id, *named, b"}}"])
+
     def summary(self) -> ScoreSummary:
         if self._clock() >= self._next_day:
             self._begin_day()
@@ -59,7 +73,19 @@ class Served:
         now, today = self._clock(), self.generation.today
         self._next_day = math.inf if today else (now // DAY + 1) * DAY
         self._summary = summarise(self.generation, today or datetime.fromtimestamp(now, UTC).date())
-        self._tail = b',"stale":' + msgspec.json.encode(self._summary.freshness == "stale") + b"}"
+        stale = self._summary.freshness == "stale"
+        self._tail = b',"stale":' + msgspec.json.encode(stale) + b"}"
+        answer = FeaturesAnswer(
+            score=self.generation.score,
+            customer_id="",
+            generation=self.name,
+            model_version=self.generation.model_version,
+            as_of_date=self.generation.as_of_date,
+            fresh_until=self._summary.fresh_until,
+            stale=stale,
+            features={},
+        )
+        self._before_id, self._after_id = msgspec.json.encode(answer).removesuffix(b"}}").split(b'""', 1)
 
 
 class Found(msgspec.Struct):

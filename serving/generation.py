@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from ml.declarations import Feature
+
 FORMAT = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of scores, generations and files
 
 
 class CorruptGeneration(Exception):
@@ -67,6 +71,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     band_counts: dict[str, int]
     metrics: dict[str, float | None]  # None: can't be measured on the held-out rows
     baseline: dict[str, float | None]
+    features: tuple[Feature, ...] = ()  # in the order of their values in features.mdb; none of old: it has no such file
     rows: int = 0
     published_at: datetime
     files: dict[str, str] = {}  # name -> sha256
@@ -121,6 +126,13 @@ def read_manifest(folder: Path) -> Generation:
     ):
         if found != expected:
             raise CorruptGeneration(f"{where}/generation.json: {name} is {found!r}, expected {expected!r}")
-    if "store.mdb" not in generation.files:
-        raise CorruptGeneration(f"{where}/generation.json: names no store.mdb")
+    for name in ("store.mdb", *(("features.mdb",) if generation.features else ())):
+        if name not in generation.files:
+            raise CorruptGeneration(f"{where}/generation.json: names no {name}")
     return generation
+
+
+def sha256_of(file: Path) -> str:
+    """The checksum of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

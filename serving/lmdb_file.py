@@ -17,11 +17,14 @@ FIRST_MAP_SIZE = 1 << 30  # bytes; grows when full
 FileIdentity = tuple[int, int]  # device and inode
 
 
-def append(file: Path, customers: Iterable[tuple[str, bytes]]) -> int:
-    """Append sorted customers to a new LMDB file in transactions of bounded size, and give their number."""
+def append(file: Path, customers: Iterable[tuple[str, bytes]], ending: bytes = b"}") -> int:
+    """Append sorted customers to a new LMDB file in transactions of bounded size, and give their number.
+
+    What is stored of each is JSON that ends with `ending`: an object, or an array.
+    """
     environment = lmdb.open(str(file), subdir=False, lock=False, sync=False, map_size=FIRST_MAP_SIZE)
     try:
-        rows, pairs = 0, _checked_pairs(customers)
+        rows, pairs = 0, _checked_pairs(customers, ending)
         while chunk := list(islice(pairs, CHUNK)):
             while True:
                 try:
@@ -36,7 +39,7 @@ def append(file: Path, customers: Iterable[tuple[str, bytes]]) -> int:
     return rows
 
 
-def _checked_pairs(customers: Iterable[tuple[str, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+def _checked_pairs(customers: Iterable[tuple[str, bytes]], ending: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The pairs with their keys as bytes. Raises `BadCustomerId` for one that LMDB or a URL could not hold."""
     previous = b""
     for customer_id, stored in customers:
@@ -54,8 +57,9 @@ def _checked_pairs(customers: Iterable[tuple[str, bytes]]) -> Iterator[tuple[byt
             raise BadCustomerId(f"customer id '{customer_id[:60]}...' has {len(key)} bytes, {LONGEST_ID} are possible")
         if b"\0" in key:
             raise BadCustomerId(f"customer id {customer_id!r} contains a NUL")
-        if not stored.endswith(b"}"):
-            raise PublicationError(f"customer '{customer_id}': its payload is no JSON object")
+        if not stored.endswith(ending):
+            kind = "object" if ending == b"}" else "array"
+            raise PublicationError(f"customer '{customer_id}': its payload is no JSON {kind}")
         yield key, stored
         previous = key
 

@@ -4,6 +4,8 @@
         generation.json            `Generation`: what it is, with the sha256 of every file below
         generation.json.sha256     its own checksum, as `sha256sum --check` reads it
         store.mdb                  LMDB, customer id -> `CustomerScore` as JSON, sorted
+        features.mdb               LMDB, customer id -> JSON array of the values of `features` of generation.json,
+                                   each as `ml.values` says; not there in generations of old
         model.cbm, card.json, ...  what was attached
     <root>/<score>/CURRENT         the name of the generation that is served
 
@@ -15,17 +17,15 @@ and to cut it short kills them (SIGBUS). To remove its folder is safe: they go o
 
 import hashlib
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Self
 
 import lmdb
 import msgspec
 
 from serving.generation import (
+    NAME,
     BadCustomerId,
     CorruptGeneration,
     CustomerScore,
@@ -35,8 +35,10 @@ from serving.generation import (
     customer_key,
     payload,
     read_manifest,
+    sha256_of,
 )
-from serving.lmdb_file import LONGEST_ID, append, close_shared, open_shared
+from serving.lmdb_file import append
+from serving.opening import Store, open_store
 
 __all__ = [
     "BadCustomerId",
@@ -57,16 +59,18 @@ __all__ = [
     "write",
 ]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SAMPLES = 1000  # payloads that `verify` decodes
-
 
 def write(
-    root: Path, generation: Generation, customers: Iterable[tuple[str, bytes]], attachments: Mapping[str, Path]
+    root: Path,
+    generation: Generation,
+    customers: Iterable[tuple[str, bytes]],
+    attachments: Mapping[str, Path],
+    features: Iterable[tuple[str, bytes]] = (),
 ) -> Path:
     """Write a generation beside the others, and give its folder; CURRENT does not change.
 
-    `customers` are (`customer_key`, `payload`), sorted by the UTF-8 bytes of the key. They are streamed, never held.
+    `customers` are (`customer_key`, `payload`), `features`, where the generation names some, (`customer_key`, JSON
+    array) of the same customers, both sorted by the UTF-8 bytes of the key. They are streamed, never held.
     Raises `BadCustomerId` naming the id, and `PublicationError` if the generation exists, has no customers or another
     number than `generation.rows` (unless that is 0), or cannot be written; no trace of it is left then.
     """
@@ -83,9 +87,13 @@ def write(
         rows = append(staging / "store.mdb", customers)
         if not rows or rows != (generation.rows or rows):
             raise PublicationError(f"{score}/{name}: {rows} customers came, {generation.rows or 'some'} were announced")
+        if generation.features:
+            found = append(staging / "features.mdb", features, ending=b"]")
+            if found != rows:
+                raise PublicationError(f"{score}/{name}: features of {found} customers came, scores of {rows}")
         for attached, source in attachments.items():
             shutil.copyfile(source, staging / _checked(attached))
-        files = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
+        files = {file.name: sha256_of(file) for file in sorted(staging.iterdir())}
         manifest = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(generation, rows=rows, files=files)))
         (staging / "generation.json").write_bytes(manifest)
         (staging / "generation.json.sha256").write_text(f"{hashlib.sha256(manifest).hexdigest()}  generation.json\n")
@@ -135,14 +143,14 @@ def current(root: Path, score: str) -> str | None:
         return None
     except OSError as error:
         raise CorruptGeneration(f"{score}/CURRENT: cannot be read: {error.strerror}") from error
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise CorruptGeneration(f"{score}/CURRENT: {name[:100]!r} is no name of a generation")
     return name
 
 
 def published_scores(root: Path) -> list[str]:
     """The scores that have a CURRENT, sorted."""
-    return sorted(path.parent.name for path in root.glob("*/CURRENT") if _NAME.fullmatch(path.parent.name))
+    return sorted(path.parent.name for path in root.glob("*/CURRENT") if NAME.fullmatch(path.parent.name))
 
 
 def prune(root: Path, score: str, keep: int = 3) -> list[str]:
@@ -164,92 +172,6 @@ def prune(root: Path, score: str, keep: int = 3) -> list[str]:
     return doomed
 
 
-class Store:
-    """An open generation. `get` gives the stored JSON of a customer, from any thread; use `open_store` to make one."""
-
-    def __init__(self, generation: Generation, file: Path) -> None:
-        self.generation = generation
-        self._file, self._environment = open_shared(file)
-        self.rows: int = self._environment.stat()["entries"]
-
-    def get(self, customer_id: str) -> bytes | None:
-        """The JSON of a customer, None if there is none; no id is bad enough to raise."""
-        try:
-            key = customer_id.encode()
-        except UnicodeEncodeError:
-            return None
-        if not 0 < len(key) <= LONGEST_ID:
-            return None
-        with self._environment.begin() as transaction:
-            found: bytes | None = transaction.get(key)
-        return found
-
-    def sample(self, size: int) -> Iterator[tuple[str, bytes]]:
-        """About `size` customers, spread evenly over all of them."""
-        step = max(1, self.generation.rows // max(1, size))
-        with self._environment.begin() as transaction:
-            for key in islice(transaction.cursor().iternext(values=False), 0, None, step):
-                yield key.decode(errors="replace"), transaction.get(key, b"")
-
-    def close(self) -> None:
-        close_shared(self._file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def open_store(folder: Path) -> Store:
-    """Verify a generation as `verify` does, and open it for lookups. Raises `CorruptGeneration`."""
-    generation = read_manifest(folder)
-    where = f"{folder.parent.name}/{folder.name}"
-    for name, sha256 in generation.files.items():
-        if not _NAME.fullmatch(name):
-            raise CorruptGeneration(f"{where}/generation.json: {name!r} is no name of a file")
-        try:
-            actual = _sha256(folder / name)
-        except FileNotFoundError:
-            raise CorruptGeneration(f"{where}/{name}: is missing") from None
-        except OSError as error:
-            raise CorruptGeneration(f"{where}/{name}: cannot be read: {error.strerror}") from error
-        if actual != sha256:
-            size = (folder / name).stat().st_size
-            raise CorruptGeneration(f"{where}/{name}: its checksum is wrong: changed or incomplete ({size} bytes)")
-    try:
-        store = Store(generation, folder / "store.mdb")
-    except lmdb.Error as error:
-        raise CorruptGeneration(f"{where}/store.mdb: cannot be opened: {error}") from error
-    try:
-        _check_contents(store)
-    except BaseException as error:
-        store.close()
-        if isinstance(error, (lmdb.Error, ValueError)):
-            raise CorruptGeneration(f"{where}/store.mdb: {error}") from error
-        raise
-    return store
-
-
-def _check_contents(store: Store) -> None:
-    """Count the customers, and decode a sample. Raises `ValueError` with the fault."""
-    generation = store.generation
-    if store.rows != generation.rows:
-        raise ValueError(f"has {store.rows} customers, generation.json says {generation.rows}")
-    for key, stored in store.sample(_SAMPLES):
-        try:
-            customer = msgspec.json.decode(stored, type=CustomerScore)
-        except msgspec.MsgspecError as error:
-            raise ValueError(f"customer '{key}': {error}") from error
-        for name, found, expected in (
-            ("score", customer.score, generation.score),
-            ("generation", customer.generation, generation.generation),
-            ("customer_id", customer.customer_id, key),
-        ):
-            if found != expected:
-                raise ValueError(f"customer '{key}': {name} is {found!r}, expected {expected!r}")
-
-
 def _published(home: Path) -> list[str]:
     """The generations of a score, the oldest first; one whose manifest cannot be read counts as oldest."""
 
@@ -259,18 +181,13 @@ def _published(home: Path) -> list[str]:
         except CorruptGeneration:
             return 0.0, name
 
-    return sorted((path.name for path in home.glob("*/") if _NAME.fullmatch(path.name)), key=age)
+    return sorted((path.name for path in home.glob("*/") if NAME.fullmatch(path.name)), key=age)
 
 
 def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name) or name == "CURRENT":
+    if not NAME.fullmatch(name) or name == "CURRENT":
         raise PublicationError(f"{name!r} cannot be a name here: letters, digits, '.', '_' and '-', at most 100")
     return name
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "dbt_project"
 LOANS = REPOSITORY / "tests" / "projects" / "loans"
+
+set_hypothesis_home_dir(REPOSITORY / "data" / "cache" / "hypothesis")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

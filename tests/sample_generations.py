@@ -12,10 +12,20 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from ml.declarations import Feature
 from serving.store import CustomerScore, Generation, Reason, customer_key, flip, payload, write
 
 PUBLISHED = datetime(2024, 3, 5, 6, 0, tzinfo=UTC)
 BANDS = {"high": 0.6, "medium": 0.3, "low": 0.0}
+
+FEATURES = (
+    Feature(name="days_since_last_visit", data_type="INTEGER", description="Days from the last visit to the date."),
+    Feature(name="visits_28d_count", data_type="HUGEINT", description="Visits in the last 28 days."),
+    Feature(name="favourite_colour", data_type="VARCHAR", description="The colour bought most. Null if none."),
+    Feature(name="balance_eur", data_type="DECIMAL(12,2)", description="Balance of the account, euros."),
+    Feature(name='spend "84d"', data_type="DOUBLE", description="Spent in the last 84 days, euros."),
+    Feature(name="last_seen_at", data_type="TIMESTAMP WITH TIME ZONE", description="When last seen, UTC."),
+)
 
 
 def a_generation(name: str = "g1", **changes: Any) -> Generation:
@@ -69,13 +79,22 @@ def customers(generation: Generation, ids: list[str] | None = None, rows: int = 
         yield customer_id, a_customer(generation, customer_id, (place % 10) / 10)
 
 
+def features_of(generation: Generation, ids: list[str] | None = None, rows: int = 100) -> Iterator[tuple[str, bytes]]:
+    """The features of the same customers, as JSON that the warehouse could have written."""
+    for place, (customer_id, _) in enumerate(customers(generation, ids, rows)):
+        colour = '"gr\\u00fcn, \\"hell\\""' if place % 2 else "null"
+        values = f'{place},9007199254740993,{colour},"12.50",0.1,"2024-01-23T17:30:00.25Z"'
+        yield customer_id, f"[{values}]".encode()
+
+
 def publish(root: Path, name: str = "g1", ids: list[str] | None = None, rows: int = 100, **changes: Any) -> Path:
     """Write a generation and make it current, and give its folder."""
-    generation = a_generation(name, **changes)
+    generation = a_generation(name, **{"features": FEATURES} | changes)
     card = root.parent / "card.json"
     card.parent.mkdir(parents=True, exist_ok=True)
     card.write_text("{}")
-    folder = write(root, generation, customers(generation, ids, rows), {"card.json": card})
+    features = features_of(generation, ids, rows) if generation.features else ()
+    folder = write(root, generation, customers(generation, ids, rows), {"card.json": card}, features)
     flip(root, generation.score, name)
     return folder
 

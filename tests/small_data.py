@@ -4,13 +4,17 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from typing import Any
 
+import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
 
+from ml import registry
 from ml.declarations import Feature, Kind, Score
 from ml.registry import Model
 from ml.training import Candidate, make_card, train
+from orchestration import versions
+from orchestration.project import Paths
 
 FIRST_DAY = date(2024, 1, 1)
 DAYS_TO_MATURE = 14
@@ -104,3 +108,26 @@ def a_model(kind: Kind = "probability", **changes: Any) -> Model:
     candidate = a_candidate(kind)
     card = make_card(candidate, a_score(kind), version=3, training_set="f" * 64, trained_at=TRAINED_AT)
     return Model(candidate.booster, msgspec.structs.replace(card, **changes))
+
+
+def a_warehouse(connection: duckdb.DuckDBPyConnection, where: Paths, score: Score, customer_id: str, rows: int) -> None:
+    """A champion, version 3, and the features of this many customers at 2024-05-06, of which it has scored none.
+
+    `customer_id` is SQL of a customer's id, from their number `n`.
+    """
+    model = a_model()
+    card = registry.save(where.models / score.name / "3", model.booster, model.card)
+    versions.create_tables(connection)
+    versions.record_version(connection, card, "engine", None, None)
+    versions.record_gate(connection, score, 3, [])
+    connection.execute(
+        f"""
+        create schema features;
+        create table features.{score.features} as select
+            {customer_id} as customer_id, date '2024-05-06' as {score.as_of}, (n % 60)::integer as days_away,
+            case when n % 7 > 0 then n / 4 end as spend, n % 2 = 0 as member, 'red' as colour,
+            date '2024-01-01' - (n % 900)::integer as joined_on,
+            timestamptz '2024-05-05 17:30+00' - n * interval 1 minute as seen_at
+        from range({rows}) as numbers (n)
+        """
+    )

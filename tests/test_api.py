@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,9 +22,10 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from serving.answers import CustomerAnswer, Problem, Readiness, Scores, ScoreSummary
+from ml.values import read_rows
+from serving.answers import CustomerAnswer, FeaturesAnswer, Problem, Readiness, Scores, ScoreSummary
 from serving.app import create_app
-from serving.store import customer_key, flip
+from serving.store import customer_key, flip, verify
 from tests import sample_generations
 from tests.sample_generations import publish
 
@@ -274,10 +276,122 @@ def test_the_docs_refer_to_nothing_outside(client: Client) -> None:
         "/scores",
         "/scores/{score}",
         "/scores/{score}/customers/{customer_id}",
+        "/customers/{customer_id}/features",
         "/events/{source}",
         "/health/live",
         "/health/ready",
     }
+
+
+FEATURES_OF_44 = {  # the fortieth of the customers 0 to 99, which are sorted as text
+    "days_since_last_visit": 39,
+    "visits_28d_count": 9007199254740993,
+    "favourite_colour": 'grün, "hell"',
+    "balance_eur": "12.50",
+    'spend "84d"': 0.1,
+    "last_seen_at": "2024-01-23T17:30:00.25Z",
+}
+
+
+def test_a_customers_features_are_answered_typed_and_exactly_as_documented(root: Path) -> None:
+    publish(root)
+    with TestClient(create_app(root)) as client:
+        answer = client.get("/customers/44/features?score=churn")
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "application/json"
+        decoded = msgspec.json.decode(answer.content, type=FeaturesAnswer, strict=True)
+        assert decoded == FeaturesAnswer(
+            score="churn",
+            customer_id="44",
+            generation="g1",
+            model_version=1,
+            as_of_date=date(2024, 3, 4),
+            fresh_until=date(2024, 3, 12),
+            stale=False,
+            features=FEATURES_OF_44,  # type: ignore[arg-type]
+        )
+        assert list(answer.json()) == list(FeaturesAnswer.__struct_fields__)
+        assert list(answer.json()["features"]) == list(FEATURES_OF_44)
+        assert client.get("/customers/0/features?score=churn").json()["features"]["favourite_colour"] is None
+
+        operation = client.get("/openapi.json").json()["paths"]["/customers/{customer_id}/features"]["get"]
+        parameters = {
+            parameter["name"]: (parameter["in"], parameter["required"]) for parameter in operation["parameters"]
+        }
+        assert parameters == {"customer_id": ("path", True), "score": ("query", True)}
+        assert {"200", "400", "404", "503"} == set(operation["responses"])
+        example = next(iter(operation["responses"]["200"]["content"]["application/json"]["examples"].values()))["value"]
+        assert list(msgspec.to_builtins(msgspec.convert(example, FeaturesAnswer))) == list(answer.json())
+
+
+def test_features_read_back_are_what_models_read(root: Path) -> None:
+    folder = publish(root)
+    with TestClient(create_app(root)) as client:
+        answer = msgspec.json.decode(client.get("/customers/44/features?score=churn").content)
+    (row,) = read_rows([answer["features"]], verify(folder).features).to_pylist()
+    assert row["visits_28d_count"] == Decimal(2**53 + 1)
+    assert (row["balance_eur"], row['spend "84d"']) == (Decimal("12.50"), 0.1)
+    assert row["last_seen_at"] == datetime(2024, 1, 23, 17, 30, 0, 250_000, tzinfo=UTC)
+
+
+def test_features_turn_stale_with_their_score(root: Path) -> None:
+    publish(root, today=None)
+    now = [datetime(2024, 3, 12, 23, 59, 59, tzinfo=UTC).timestamp()]
+    with TestClient(create_app(root, clock=lambda: now[0])) as client:
+        assert client.get("/customers/1/features?score=churn").json()["stale"] is False
+        now[0] += 1
+        assert client.get("/customers/1/features?score=churn").json()["stale"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "detail", "lists"),
+    [
+        ("/customers/1/features", 400, "Of which score? Ask with ?score=<name>. Known scores: churn, upsell.", True),
+        (
+            "/customers/1/features?score=",
+            400,
+            "Of which score? Ask with ?score=<name>. Known scores: churn, upsell.",
+            True,
+        ),
+        (
+            "/customers/1/features?Score=churn",
+            400,
+            "Of which score? Ask with ?score=<name>. Known scores: churn, upsell.",
+            True,
+        ),
+        ("/customers/1/features?score=x", 404, "Unknown score 'x'. Known scores: churn, upsell.", True),
+        (
+            "/customers/nobody/features?score=churn",
+            404,
+            "Unknown customer 'nobody' of score 'churn', which has 100 customers as of 2024-03-04.",
+            False,
+        ),
+        (
+            "/customers/1/features?score=upsell",
+            404,
+            "Generation g1 of score 'upsell' was published without features; the next one that is published has them.",
+            False,
+        ),
+        ("/customers/1", 404, "Nothing is at /customers/1.", False),
+        ("/customers/1/featuresx?score=churn", 404, "Nothing is at /customers/1/featuresx.", False),
+    ],
+)
+def test_what_is_wrong_with_a_request_for_features_is_told(
+    root: Path, path: str, status: int, detail: str, lists: bool
+) -> None:
+    publish(root)
+    publish(root, score="upsell", features=())
+    with TestClient(create_app(root)) as client:
+        answer = client.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    problem = msgspec.json.decode(answer.content, type=Problem)
+    assert problem.detail.startswith(detail)
+    assert problem.known_scores == (["churn", "upsell"] if lists else None)
+
+
+def test_before_the_first_publication_no_score_can_be_named(client: Client) -> None:
+    detail = client.get("/customers/1/features").json()["detail"]
+    assert detail == "Of which score? Ask with ?score=<name>. Known scores: none yet."
 
 
 # Under the real server ------------------------------------------------------------------------------------------------
@@ -359,6 +473,22 @@ def test_every_published_id_can_be_asked_for_however_odd(odd_server: Server) -> 
         status, body = odd_server.get("/scores/churn/customers/" + quote(customer_id, safe=""))
         assert status == 200, customer_id
         assert json.loads(body)["customer_id"] == customer_id
+
+
+def test_the_features_of_every_published_id_can_be_asked_for_however_odd(odd_server: Server) -> None:
+    for customer_id in odd_server.ids:  # type: ignore[attr-defined]
+        status, body = odd_server.get(f"/customers/{quote(customer_id, safe='')}/features?score=churn")
+        assert status == 200, customer_id
+        assert json.loads(body)["customer_id"] == customer_id
+
+
+@pytest.mark.parametrize(
+    "customer_id",
+    ["", "/", "a/", "/a", "%00", "a%00b", "%FF%FE", "../../scores", "%", "%ED%A0%80", "x" * 512, "north,8", "a%2525"],
+)
+def test_the_features_of_an_id_that_is_no_customer_are_a_clean_404(odd_server: Server, customer_id: str) -> None:
+    status, body = odd_server.get(f"/customers/{customer_id}/features?score=churn")
+    assert (status, msgspec.json.decode(body, type=Problem).status) == (404, 404)
 
 
 def test_a_load_balancer_may_ask_with_head(odd_server: Server) -> None:

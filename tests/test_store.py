@@ -29,7 +29,7 @@ from serving.store import (
     write,
 )
 from tests import sample_generations
-from tests.sample_generations import a_customer, a_generation, customers, publish
+from tests.sample_generations import FEATURES, a_customer, a_generation, customers, features_of, publish
 
 
 @pytest.fixture
@@ -46,7 +46,41 @@ def test_a_published_generation_serves_each_customer_byte_for_byte(root: Path) -
         assert store.generation.rows == 250
         assert {customer_id: store.get(customer_id) for customer_id in expected} == expected
         assert store.get("no such customer") is None
-    assert set(verify(folder).files) == {"store.mdb", "card.json"}
+    assert set(verify(folder).files) == {"store.mdb", "features.mdb", "card.json"}
+
+
+def test_the_features_of_each_customer_are_published_byte_for_byte(root: Path) -> None:
+    ids = ["x" * 511, "a/b", "é", "a,b", "🙂"]
+    expected = dict(features_of(a_generation(), ids))
+    with open_store(publish(root, ids=ids)) as store:
+        assert {customer_id: store.features(customer_id) for customer_id in ids} == expected
+        for bad in ("", "x" * 512, "\0", "\ud800", "nobody"):
+            assert store.features(bad) is None
+
+
+def test_a_generation_of_old_without_features_is_served(root: Path) -> None:
+    with open_store(publish(root, features=())) as store:
+        assert store.get("5")
+        assert store.features("5") is None
+    assert set(verify(root / "churn" / "g1").files) == {"store.mdb", "card.json"}
+
+
+@pytest.mark.parametrize(
+    ("stream", "error", "message"),
+    [
+        ([], PublicationError, "churn/g2: features of 0 customers came, scores of 100"),
+        ([("1", b"[1]"), ("0", b"[1]")], BadCustomerId, "'0' comes after '1': not sorted"),
+        ([("1", b"{}")], PublicationError, "customer '1': its payload is no JSON array"),
+    ],
+)
+def test_features_of_other_customers_than_the_scores_are_not_published(
+    root: Path, stream: list[tuple[str, bytes]], error: type[Exception], message: str
+) -> None:
+    publish(root)
+    generation = a_generation("g2", features=FEATURES)
+    with pytest.raises(error, match=message):
+        write(root, generation, customers(generation), {}, iter(stream))
+    assert {path.name for path in (root / "churn").iterdir()} == {"CURRENT", "g1"}
 
 
 def test_the_checksum_file_is_one_that_sha256sum_reads(root: Path) -> None:
@@ -178,12 +212,26 @@ def _other_store(folder: Path, **changes: object) -> None:
     content = (other / "store.mdb").read_bytes()
     (folder / "store.mdb").write_bytes(content)
     files = verify_free_files(folder) | {"store.mdb": hashlib.sha256(content).hexdigest()}
-    _rewrite_manifest(folder, rows=99, files=files)
+    _rewrite_manifest(folder, rows=99, files=files, features=[])
 
 
 def verify_free_files(folder: Path) -> dict[str, str]:
     files: dict[str, str] = msgspec.json.decode((folder / "generation.json").read_bytes())["files"]
     return files
+
+
+def _other_features(folder: Path, features: dict[str, bytes]) -> None:
+    """Features of other customers, or of another form, under a manifest that agrees with their checksum."""
+    file = folder / "features.mdb"
+    file.unlink()
+    lmdb_file.append(file, sorted(features.items()), ending=b"]")
+    _rewrite_manifest(
+        folder, files=verify_free_files(folder) | {"features.mdb": hashlib.sha256(file.read_bytes()).hexdigest()}
+    )
+
+
+def _features(**changes: bytes) -> dict[str, bytes]:
+    return dict(features_of(a_generation())) | {key.strip("_"): value for key, value in changes.items()}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +256,28 @@ def verify_free_files(folder: Path) -> dict[str, str]:
             lambda f: _rewrite_manifest(f, files={"store.mdb": "", "../../CURRENT": ""} | verify_free_files(f)),
             r"generation.json: '../../CURRENT' is no name of a file",
         ),
+        (
+            lambda f: _flip_a_byte(f / "features.mdb"),
+            r"churn/g1/features.mdb: its checksum is wrong",
+        ),
+        (lambda f: (f / "features.mdb").unlink(), r"churn/g1/features.mdb: is missing"),
+        (
+            lambda f: _rewrite_manifest(
+                f, files={k: v for k, v in verify_free_files(f).items() if k != "features.mdb"}
+            ),
+            r"generation.json: names no features.mdb",
+        ),
+        (lambda f: _other_features(f, {"0": b"[1]"}), r"features.mdb: has 1 customers, store.mdb 100"),
+        (
+            lambda f: _other_features(f, {f"n{key}": value for key, value in _features().items()}),
+            r"features.mdb: has no customer '0', store.mdb has",
+        ),
+        (
+            lambda f: _other_features(f, _features(_7=b"[1]")),
+            r"features.mdb: customer '7' has 1 values, generation.json names 6 features",
+        ),
+        (lambda f: _other_features(f, _features(_7=b"[1,]")), r"features.mdb: customer '7': JSON is malformed"),
+        (lambda f: _other_features(f, _features(_7=b"[1,2,3,4,5,[]]")), r"features.mdb: customer '7': Expected"),
         (lambda f: _other_store(f, name="g9"), r"store.mdb: customer '0': generation is 'g9', expected 'g1'"),
     ],
 )

@@ -11,14 +11,15 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from ml import prediction, registry
+from ml import prediction
 from ml.declarations import Project
 from ml.encoding import EncodingError
-from orchestration import scoring, versions, warehouse
+from orchestration import scoring, warehouse
 from orchestration.project import Paths
 from orchestration.publishing import publish
+from orchestration.training import current_champion
 from serving.store import BadCustomerId
-from tests.small_data import a_model, a_score
+from tests.small_data import a_score, a_warehouse
 
 MANY = "create or replace table many as select range as n from range(10_000)"
 
@@ -96,22 +97,9 @@ def test_a_customer_id_that_cant_be_published_is_told_and_leaves_it_closed(
     where, score = Paths(project=file.parent, data=file.parent), a_score()
     shop = Project(name="shop", today=None, sources=(), scores=(score,))
     with pytest.raises(BadCustomerId, match=fault), warehouse.open_warehouse(file) as connection:  # noqa: PT012
-        model = a_model()
-        card = registry.save(where.models / score.name / "3", model.booster, model.card)
-        versions.create_tables(connection)
-        versions.record_version(connection, card, "engine", None, None)
-        versions.record_gate(connection, score, 3, [])
-        connection.execute(
-            """
-            create schema predictions;
-            create table predictions.leaving as select
-                case when n = 0 then ? else 'customer ' || n end as customer_id, date '2024-05-06' as as_of_date,
-                0.5::double as score, 'low' as band, [{feature: 'spend', value: '1', contribution: 0.1}] as reasons,
-                3::integer as model_version, now() as scored_at
-            from range(3000) as numbers (n)
-            """,
-            [customer_id],
-        )
+        ids = f"case when n = 0 then '{customer_id}' else 'customer ' || n end"
+        a_warehouse(connection, where, score, ids, rows=3000)
+        scoring.score_dates(connection, score, current_champion(connection, score), where)
         publish(connection, score, shop, where)
     assert not any((where.generations / score.name).iterdir())
     assert_closed(file)

@@ -1,0 +1,93 @@
+"""GET /customers/{customer_id}/features: the features that a customer's score was made from, as models read them."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import MediaType, Request, get
+from litestar.exceptions import NotFoundException, ValidationException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
+from litestar.params import Parameter
+from litestar.response.base import ASGIResponse
+
+from serving.answers import FeaturesAnswer
+from serving.catalogue import Catalogue
+from serving.lookups import (
+    NOT_SERVED,
+    UNKNOWN,
+    CustomerId,
+    id_as_sent,
+    problem_spec,
+    served_score,
+    short,
+    unknown_customer,
+)
+
+ENDING = b"/features"
+
+AskedScore = Annotated[str | None, Parameter(description="Name of the score whose features are asked for.")]
+_EXAMPLE = Example(
+    summary="A customer",
+    value=msgspec.json.decode(
+        b"""{"score": "churn", "customer_id": "4711", "generation": "20240305T060000Z-v3", "model_version": 3,
+        "as_of_date": "2024-03-04", "fresh_until": "2024-03-12", "stale": false, "features": {
+        "days_since_last_visit": 41, "spend_84d_eur": 102.4, "balance_eur": "12.50", "is_member": true,
+        "favourite_colour": null, "joined_on": "2021-11-30", "last_seen_at": "2024-01-23T17:30:00Z"}}"""
+    ),
+)
+
+
+def features_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
+    """The handlers of the customers' features over a catalogue."""
+
+    def answer(request: Request[Any, Any, Any], score: str | None) -> ASGIResponse:
+        if not score:
+            known = list(catalogue.scores)
+            detail = f"Of which score? Ask with ?score=<name>. Known scores: {', '.join(known) or 'none yet'}."
+            raise ValidationException(detail=detail, extra={"known_scores": known})
+        served = served_score(catalogue, score)
+        if not served.generation.features:
+            detail = (
+                f"Generation {served.name} of score '{score}' was published without features; the next one that is"
+                " published has them."
+            )
+            raise NotFoundException(detail=detail)
+        customer_id = id_as_sent(request, 2, ENDING)
+        body = served.features(customer_id)
+        if body is None:
+            unknown_customer(served, customer_id)
+        return ASGIResponse(body=body, media_type=MediaType.JSON)
+
+    @get(
+        "/customers/{customer_id:str}/features",
+        sync_to_thread=False,
+        tags=["scores"],
+        summary="The features of one customer",
+        responses={
+            200: ResponseSpec(
+                FeaturesAnswer,
+                generate_examples=False,
+                description="The values that the customer's score was made from.",
+                examples=[_EXAMPLE],
+            ),
+            400: problem_spec("No score is asked for; `known_scores` lists them."),
+            404: UNKNOWN,
+            503: NOT_SERVED,
+        },
+    )
+    def customer_features(
+        request: Request[Any, Any, Any],
+        customer_id: CustomerId,
+        score: Annotated[AskedScore, Parameter(required=True)] = None,
+    ) -> ASGIResponse:
+        return answer(request, score)
+
+    # An id may have slashes, and a path parameter that takes them is always the last: the router sends all ids here.
+    @get("/customers/{rest:path}", sync_to_thread=False, include_in_schema=False)
+    def customer_with_slashes(request: Request[Any, Any, Any], rest: str, score: str | None = None) -> ASGIResponse:
+        if not request.scope["raw_path"].partition(b"?")[0].endswith(ENDING):
+            raise NotFoundException(detail=f"Nothing is at {short(request.scope['path'])}.")
+        return answer(request, score)
+
+    return [customer_features, customer_with_slashes]

@@ -1,0 +1,67 @@
+"""What the lookups of the API share: which score is asked for, which customer, and what an answer may be instead."""
+
+from typing import Annotated, Any, NoReturn
+from urllib.parse import unquote
+
+from litestar import Request
+from litestar.exceptions import NotFoundException, ServiceUnavailableException
+from litestar.openapi import ResponseSpec
+from litestar.params import Parameter
+
+from serving.answers import PROBLEM, Problem
+from serving.catalogue import Catalogue, Served
+
+ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
+CustomerId = Annotated[
+    str,
+    Parameter(
+        description='The customer\'s id, percent-encoded. A composite key is joined by ",", in the order'
+        " of `entity`; inside a part '~' is written '~0' and ',' '~1'."
+    ),
+]
+
+
+def problem_spec(description: str) -> ResponseSpec:
+    return ResponseSpec(Problem, generate_examples=False, description=description, media_type=PROBLEM)
+
+
+UNKNOWN_SCORE = problem_spec("The score is not known.")
+UNKNOWN = problem_spec("The score or the customer is not known; `detail` says which.")
+NOT_SERVED = problem_spec("What is published of the score is damaged; `detail` says which file and how.")
+
+
+def served_score(catalogue: Catalogue, score: str) -> Served:
+    """What is served of a score. Raises the problem to answer with if nothing is."""
+    served = catalogue.scores.get(score)
+    if served is not None:
+        return served
+    known = list(catalogue.scores)
+    if fault := catalogue.faults.get(score):
+        detail = f"Score '{score}' cannot be served: {fault}. Publish anew or roll back."
+        raise ServiceUnavailableException(detail=detail, extra={"known_scores": known})
+    detail = f"Unknown score '{short(score)}'. Known scores: {', '.join(known) or 'none yet'}."
+    raise NotFoundException(detail=detail, extra={"known_scores": known})
+
+
+def unknown_customer(served: Served, customer_id: str) -> NoReturn:
+    """Raises the problem that a score has no such customer."""
+    summary = served.summary()
+    detail = (
+        f"Unknown customer '{short(customer_id)}' of score '{summary.name}', which has {summary.customers} customers "
+        f"as of {summary.as_of_date}. An id is {','.join(summary.entity)}."
+    )
+    raise NotFoundException(detail=detail)
+
+
+def id_as_sent(request: Request[Any, Any, Any], behind: int, before: bytes = b"") -> str:
+    """The id between the first `behind` parts of the path and its end, which is `before`.
+
+    As it was sent: of a path parameter the router has stripped and merged slashes.
+    """
+    raw: bytes = request.scope["raw_path"].partition(b"?")[0]
+    return unquote(raw.removesuffix(before).split(b"/", behind)[behind].decode("latin-1"))
+
+
+def short(text: str) -> str:
+    """A caller's text as an error message repeats it."""
+    return text if len(text) <= 100 else text[:100] + "…"
