@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from ml.declarations import Feature
 
+NUMBERS = (int, float)
 MOST_TOLD = 20  # faults that a message lists
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LARGEST_DOUBLE = float(np.finfo(np.float64).max)
@@ -185,13 +186,13 @@ def _integer_reader(least: int, most: int) -> Reader:
 
 def _number_reader(largest: float) -> Reader:
     def number(value: Any) -> float:
+        if isinstance(value, NUMBERS) and not isinstance(value, bool):
+            if -largest <= value <= largest:
+                return float(value)
+            raise ValueError(f"beyond {largest:.8g}")
         if value in ("NaN", "Infinity", "-Infinity"):
             return float(value)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ValueError('not a number, "NaN", "Infinity" or "-Infinity"')
-        if not -largest <= value <= largest:
-            raise ValueError(f"beyond {largest:.8g}")
-        return float(value)
+        raise ValueError('not a number, "NaN", "Infinity" or "-Infinity"')
 
     return number
 

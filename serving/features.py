@@ -1,6 +1,6 @@
 """GET /customers/{customer_id}/features: the features that a customer's score was made from, as models read them."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from litestar import MediaType, Request, get
@@ -8,7 +8,6 @@ from litestar.exceptions import NotFoundException, ValidationException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import Parameter
 from litestar.response.base import ASGIResponse
 
 from serving.answers import FeaturesAnswer
@@ -17,6 +16,7 @@ from serving.lookups import (
     NOT_SERVED,
     UNKNOWN,
     CustomerId,
+    ScoreName,
     id_as_sent,
     problem_spec,
     served_score,
@@ -26,7 +26,6 @@ from serving.lookups import (
 
 ENDING = b"/features"
 
-AskedScore = Annotated[str | None, Parameter(description="Name of the score whose features are asked for.")]
 _EXAMPLE = Example(
     summary="A customer",
     value=msgspec.json.decode(
@@ -76,14 +75,11 @@ def features_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
             503: NOT_SERVED,
         },
     )
-    def customer_features(
-        request: Request[Any, Any, Any],
-        customer_id: CustomerId,
-        score: Annotated[AskedScore, Parameter(required=True)] = None,
-    ) -> ASGIResponse:
+    def customer_features(request: Request[Any, Any, Any], customer_id: CustomerId, score: ScoreName) -> ASGIResponse:
         return answer(request, score)
 
-    # An id may have slashes, and a path parameter that takes them is always the last: the router sends all ids here.
+    # An id may have slashes, and a path parameter that takes them is always the last. Where there is one the router
+    # sends it all ids, so that the handler above is what describes the endpoint, and this is what answers.
     @get("/customers/{rest:path}", sync_to_thread=False, include_in_schema=False)
     def customer_with_slashes(request: Request[Any, Any, Any], rest: str, score: str | None = None) -> ASGIResponse:
         if not request.scope["raw_path"].partition(b"?")[0].endswith(ENDING):

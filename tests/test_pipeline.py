@@ -99,6 +99,30 @@ def test_the_score_is_served_as_the_warehouse_holds_it(loans_run: Run) -> None:
         assert client.get("/health/ready").status_code == 200
 
 
+def test_its_features_are_served_as_the_warehouse_holds_them(loans_run: Run) -> None:
+    rows = query(
+        loans_run,
+        """
+        select
+            branch_code, loan_no, amount_chf, has_guarantor, approved_at, opened_on, canton,
+            instalment_to_salary_ratio
+        from risk_features.loan_features where scored_on = (select max(scored_on) from risk_features.loan_features)
+        order by hash(loan_no) limit 50
+        """,
+    )
+    assert any("," in branch + loan for branch, loan, *_ in rows), "no key is unusual, so this would check less"
+    with TestClient(create_app(loans_run.data / "generations")) as client:
+        for branch, loan, amount, guarantor, approved, opened, canton, ratio in rows:
+            customer_id = quote(store.customer_key([branch, loan]), safe="")
+            answer = client.get(f"/customers/{customer_id}/features?score={SCORE}")
+            assert answer.status_code == 200, answer.text
+            found = answer.json()["features"]
+            assert len(found) > 20
+            assert (found["amount_chf"], found["has_guarantor"], found["canton"]) == (str(amount), guarantor, canton)
+            assert (found["approved_at"], found["opened_on"]) == (approved.isoformat(), opened.isoformat())
+            assert found["instalment_to_salary_ratio"] == ratio
+
+
 def test_keys_with_commas_and_letters_beyond_ascii_are_served(loans_run: Run) -> None:
     rows = query(loans_run, f"select distinct branch_code, loan_no from predictions.{SCORE}")
     unusual = [row for row in rows if not "".join(row).isascii() or "," in "".join(row) or " " in "".join(row)]

@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
+import dagster as dg
 import duckdb
 import msgspec
 import pytest
@@ -14,7 +16,7 @@ from ml.declarations import Feature, Project
 from orchestration import scoring, warehouse
 from orchestration.parity import PublishedDiffers
 from orchestration.project import Paths
-from orchestration.publishing import publish
+from orchestration.publishing import generation_asset, publish
 from orchestration.training import current_champion
 from orchestration.training_sets import ScoringError
 from serving import store
@@ -50,12 +52,17 @@ class Shop(msgspec.Struct):
         self.connection.execute(f"update features.customer_features set {sql}")
 
 
+@contextmanager
+def open_shop(folder: Path) -> Iterator[Shop]:
+    with warehouse.open_warehouse(folder / "warehouse.duckdb") as connection:
+        yield Shop(connection, Paths(project=folder, data=folder))
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    where = Paths(project=tmp_path, data=tmp_path)
-    with warehouse.open_warehouse(tmp_path / "warehouse.duckdb") as connection:
-        a_warehouse(connection, where, SCORE, "n", rows=ROWS)
-        yield Shop(connection, where)
+    with open_shop(tmp_path) as shop:
+        a_warehouse(shop.connection, shop.where, SCORE, "n", rows=ROWS)
+        yield shop
 
 
 def rewritten(
@@ -169,6 +176,27 @@ def test_a_value_that_is_not_the_warehouses_or_of_another_type_is_found(
     with pytest.raises(PublishedDiffers) as raised:
         publish(shop.connection, SCORE, SHOP, shop.where)
     assert told in str(raised.value)
+
+
+def test_the_asset_check_tells_what_was_compared_and_which_columns_differ(tmp_path: Path) -> None:
+    asset = generation_asset(SCORE, SHOP, Paths(project=tmp_path, data=tmp_path))
+    with open_shop(tmp_path) as shop:
+        a_warehouse(shop.connection, shop.where, SCORE, "n", rows=ROWS)
+        shop.score()
+    (check,) = dg.materialize([asset]).get_asset_check_evaluations()
+    assert check.passed
+    told = {name: value.value for name, value in check.metadata.items()}
+    assert told == {"customers": 1500, "customers compared": 1000, "features compared": 6}
+
+    with open_shop(tmp_path) as shop:
+        served = shop.served()
+    rewritten(served, lambda _, values: [*values[:3], "blue", *values[4:]])
+    failed = dg.materialize([asset], raise_on_error=False)
+    assert not failed.success
+    (check,) = failed.get_asset_check_evaluations()
+    assert not check.passed
+    assert check.metadata["customers that differ"].value == {"colour": 1000}
+    assert "column colour: 1000 of 1000 differ" in str(check.metadata["difference"].value)
 
 
 def test_customers_are_counted_on_both_sides(shop: Shop) -> None:

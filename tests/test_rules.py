@@ -9,6 +9,7 @@ import yaml
 
 from ml.declarations import Kind
 from ml.evaluation import METRICS
+from serving.app import create_app
 from tests.conftest import REPOSITORY, SAMPLE
 
 ROOMS = ("orchestration", "ml", "serving", "reports")
@@ -69,6 +70,13 @@ def test_every_setting_is_in_the_readme_and_the_other_way_round() -> None:
     read = {name for path in files for name in setting.findall(path.read_text())}
     told = set(setting.findall((REPOSITORY / "README.md").read_text()))
     assert told == read
+
+
+def test_every_endpoint_is_in_the_readme_and_the_other_way_round(tmp_path: Path) -> None:
+    paths = create_app(tmp_path).openapi_schema.paths or {}
+    table = (REPOSITORY / "README.md").read_text().partition("## The API\n")[2].partition("\n## ")[0]
+    told = {path.partition("?")[0] for path in re.findall(r"`(?:GET|POST) (/[^`]+)`", table)}
+    assert told == set(paths)
 
 
 @pytest.mark.parametrize("kind", METRICS)
