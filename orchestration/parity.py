@@ -51,36 +51,32 @@ def compare(connection: Connection, score: Score, folder: Path, key: str, of_row
                 f" {scored} scores and the features of {with_features}",
                 {},
             )
-        held = _held(connection, score, opened, key, of_rows, of_features)
+        features = [feature.name for feature in opened.generation.features]
+        held = _held(connection, score, key, features, of_rows, of_features)
         ids = held[0].to_pylist()
-        expected = dict(
-            zip((*RESULTS, *(feature.name for feature in opened.generation.features)), held[1:], strict=True)
-        )
         found = _looked_up(opened, score, ids)
-    differing = {column: places for column in expected if (places := _differing(found[column], expected[column]))}
-    if differing:
-        told = [
-            f"column {column}: {len(places)} of {len(ids)} differ, e.g. customer {ids[places[0]]}:"
-            f" {_told(found[column], places[0])} published, {_told(expected[column], places[0])} in the warehouse"
-            for column, places in differing.items()
-        ]
-        raise PublishedDiffers(
-            f"score '{score.name}': generation {folder.name} is not what the warehouse holds: {'; '.join(told)}",
-            {column: len(places) for column, places in differing.items()},
-        )
+    told, columns = [], {}
+    for column, ours, theirs in zip((*RESULTS, *features), found, held[1:], strict=True):
+        if places := _differing(ours, theirs):
+            told.append(
+                f"column {column}: {len(places)} of {len(ids)} differ, e.g. customer {ids[places[0]]}:"
+                f" {_told(ours, places[0])} published, {_told(theirs, places[0])} in the warehouse"
+            )
+            columns[column] = len(places)
+    if told:
+        differ = f"score '{score.name}': generation {folder.name} is not what the warehouse holds: {'; '.join(told)}"
+        raise PublishedDiffers(differ, columns)
     return len(ids)
 
 
 def _held(
-    connection: Connection, score: Score, opened: "Store", key: str, of_rows: str, of_features: str
+    connection: Connection, score: Score, key: str, features: Sequence[str], of_rows: str, of_features: str
 ) -> "list[pa.Array]":
     """Of the sample what the warehouse holds: ids, scores, bands, and each feature, as its own Arrow."""
     entity = warehouse.names(score.entity)
     # By place, since a feature may be called as a column of predictions is.
-    features = [f"features.{warehouse.name(feature.name)}" for feature in opened.generation.features]
-    listed = ", ".join(
-        f"{column} as _{place}" for place, column in enumerate(["_customer", "_score", "_band", *features])
-    )
+    columns = ["_customer", "_score", "_band", *(f"features.{warehouse.name(feature)}" for feature in features)]
+    listed = ", ".join(f"{column} as _{place}" for place, column in enumerate(columns))
     query = f"""
         with sampled as (
             select {entity}, {key} as _customer, score as _score, band as _band {of_rows}
@@ -89,15 +85,15 @@ def _held(
 
         features as (select * {of_features})
 
-        select {listed} from sampled left join features using ({entity})
+        select {listed} from sampled left join features using ({entity}) order by _customer
     """
     with warehouse.batches(connection, query) as batches:
         rows = batches.read_all()
     return [column.combine_chunks() for column in rows.columns]
 
 
-def _looked_up(opened: "Store", score: Score, ids: Sequence[str]) -> "dict[str, pa.Array]":
-    """What applications are told of these customers, column by column."""
+def _looked_up(opened: "Store", score: Score, ids: Sequence[str]) -> "list[pa.Array]":
+    """What applications are told of these customers: scores, bands, and each feature."""
     import pyarrow as pa
 
     from ml import values
@@ -119,17 +115,24 @@ def _looked_up(opened: "Store", score: Score, ids: Sequence[str]) -> "dict[str, 
     try:
         batch = values.read_rows(rows, features)
     except values.WrongValues as wrong:
-        columns: dict[str, int] = {}
+        of_column: dict[str, list[values.Fault]] = {}
         for fault in wrong.faults:
-            columns[fault.feature] = columns.get(fault.feature, 0) + 1
+            of_column.setdefault(fault.feature, []).append(fault)
+        told = [
+            f"column {column}: {len(faults)} of {len(ids)} can't be read, e.g. customer {ids[faults[0].row - 1]}:"
+            f" {faults[0].fault}"
+            for column, faults in of_column.items()
+        ]
         raise PublishedDiffers(
-            f"score '{score.name}': what generation {opened.generation.generation} has can't be read: {wrong}", columns
+            f"score '{score.name}': generation {opened.generation.generation} is not what the warehouse holds:"
+            f" {'; '.join(told)}",
+            {column: len(faults) for column, faults in of_column.items()},
         ) from None
-    return {
-        "score": pa.array([result.value for result in results], pa.float64()),
-        "band": pa.array([result.band for result in results], pa.string()),
-        **dict(zip(batch.schema.names, batch.columns, strict=True)),
-    }
+    return [
+        pa.array([result.value for result in results], pa.float64()),
+        pa.array([result.band for result in results], pa.string()),
+        *batch.columns,
+    ]
 
 
 def _differing(found: "pa.Array", expected: "pa.Array") -> list[int]:

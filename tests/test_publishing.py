@@ -160,12 +160,12 @@ def test_each_differing_column_is_counted_with_an_example_and_the_old_generation
 @pytest.mark.parametrize(
     ("place", "value", "told"),
     [
-        (0, "34", "feature 'days_away' is \"34\", not a number without fraction"),
+        (0, "34", 'column days_away: 1000 of 1000 can\'t be read, e.g. customer 0: is "34", not a number'),
         (1, "NaN", "column spend: 1000 of 1000 differ, e.g. customer "),
         (1, 1e-300, "column spend: 1000 of 1000 differ, e.g. customer "),
         (2, None, "column member: 1000 of 1000 differ, e.g. customer "),
         (5, "2024-05-05T17:30:00.000001Z", "column seen_at: 1000 of 1000 differ, e.g. customer "),
-        (5, "2024-05-05T17:30:00", "feature 'seen_at' is \"2024-05-05T17:30:00\", without a time zone"),
+        (5, "2024-05-05T17:30:00", 'is "2024-05-05T17:30:00", without a time zone (write "2024-12-31T23:59:59Z")'),
     ],
 )
 def test_a_value_that_is_not_the_warehouses_or_of_another_type_is_found(
@@ -218,6 +218,22 @@ def test_customers_are_counted_on_both_sides(shop: Shop) -> None:
     )
     with pytest.raises(PublishedDiffers, match=told):
         publish(shop.connection, SCORE, SHOP, shop.where)
+
+
+def test_a_feature_may_be_called_as_a_column_of_predictions_is(tmp_path: Path) -> None:
+    named_alike = [Feature(name=name, data_type="", description="") for name in ("score", "band")]
+    score = a_score(columns=(*SCORE.columns, *named_alike))
+    with open_shop(tmp_path) as shop:
+        a_warehouse(shop.connection, shop.where, score, "n", rows=10)
+        shop.connection.execute("alter table features.customer_features add column score integer default 7")
+        shop.connection.execute("alter table features.customer_features add column band varchar default 'x'")
+        scoring.score_dates(shop.connection, score, current_champion(shop.connection, score), shop.where)
+        folder = shop.folder(publish(shop.connection, score, SHOP, shop.where)["generation"])
+        with store.open_store(folder) as opened:
+            assert (opened.features("3") or b"").endswith(b',7,"x"]')
+        rewritten(folder, lambda _, values: [*values[:-1], "low"])
+        with pytest.raises(PublishedDiffers, match=r"holds: column band: 10 of 10 differ, .* low published, x in the"):
+            publish(shop.connection, score, SHOP, shop.where)
 
 
 def test_a_feature_of_a_type_that_has_no_value_in_json_is_named(tmp_path: Path) -> None:
