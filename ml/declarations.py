@@ -37,7 +37,9 @@ SCORE_KEYS: dict[str, type] = {
     "gate": list,
     "bands": dict,
     "fresh_for": str,
+    "exclude": list,
 }
+OPTIONAL_KEYS = ("exclude",)
 LABEL_COLUMNS = ("label", "matures_on")
 # Columns of the tables of predictions, which an entity's own stand beside.
 PREDICTION_COLUMNS = ("as_of_date", "score", "band", "reasons", "model_version", "scored_at")
@@ -55,7 +57,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """A dbt exposure of type `ml`, checked: what is scored, from which tables, and what a model must reach.
 
     `features` and `label` are tables of `features_schema` and `label_schema`; `_id` is dbt's unique_id of their model.
-    Rows of a label that `is_incremental` stay as they were first built.
+    Rows of a label that `is_incremental` stay as they were first built. `columns` are the features: those of the model
+    (`model_columns`, keys apart) without what the exposure excludes. `features_file` is the YAML that describes it.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     entity: tuple[str, ...]
     as_of: str
     columns: tuple[Feature, ...]
+    model_columns: tuple[Feature, ...]
+    features_file: str
     gate: tuple[str, ...]
     bands: dict[str, float]
     fresh_for_days: float
@@ -153,7 +158,8 @@ def _score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Faults)
     if "score" not in node["config"]["meta"]:
         faults.append(f"{where}: is of type ml but has no config.meta.score (keys: {', '.join(SCORE_KEYS)})")
         return None
-    declared = sound_part(node["config"]["meta"]["score"], SCORE_KEYS, tuple(SCORE_KEYS), f"{where}: score", faults)
+    required = [key for key in SCORE_KEYS if key not in OPTIONAL_KEYS]
+    declared = sound_part(node["config"]["meta"]["score"], SCORE_KEYS, required, f"{where}: score", faults)
     kind = declared.get("kind")
     if kind is not None and kind not in get_args(Kind):
         faults.append(f"{where}: kind is '{kind}' (possible: {', '.join(get_args(Kind))})")
@@ -173,7 +179,8 @@ def _score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Faults)
         )
     if label:
         _check_label(label, label_keys, node["name"], folder, faults)
-    columns = _features(features, keys, where, folder, faults) if features and keys else ()
+    model_columns = _features(features, keys, where, folder, faults) if features and keys else ()
+    columns = _without(declared.get("exclude", ()), model_columns, where, faults)
     if not (features and label and keys and kind):
         return None
     return Score(
@@ -193,6 +200,8 @@ def _score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Faults)
         entity=keys.entity,
         as_of=keys.as_of,
         columns=columns,
+        model_columns=model_columns,
+        features_file=_file(features, folder),
         gate=gate,
         bands=bands,
         fresh_for_days=fresh_for_days,
@@ -293,6 +302,21 @@ def _features(model: Node, keys: Keys, where: str, folder: str, faults: Faults) 
     if not columns:
         faults.append(f"{where}: model '{model['name']}' has no column besides its keys, so no feature")
     return columns
+
+
+def _without(excluded: Sequence[Any], columns: tuple[Feature, ...], where: str, faults: Faults) -> tuple[Feature, ...]:
+    """The features of a score: the columns of its feature model without those that it excludes."""
+    names = [column.name for column in columns]
+    for name in excluded:
+        if columns and name not in names:
+            faults.append(
+                f"{where}: exclude names {name!r}, which is no feature of its model"
+                f" (features: {some(names, str(name))})"
+            )
+    left = tuple(column for column in columns if column.name not in excluded)
+    if columns and not left:
+        faults.append(f"{where}: exclude leaves no feature to learn from")
+    return left
 
 
 def _gate(conditions: Sequence[Any], kind: Kind | None, where: str, faults: Faults) -> tuple[str, ...]:

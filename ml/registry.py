@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,17 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     trained_at: datetime
     booster_sha256: str = NO_CHECKSUM
     card_sha256: str = NO_CHECKSUM
+
+    @property
+    def contract(self) -> str:
+        """The hash of what it needs of its feature model."""
+        return contract_of(self.features)
+
+
+def contract_of(features: Sequence[Feature]) -> str:
+    """A hash of the names and declared types of these columns, in any order."""
+    told = sorted((feature.name, feature.data_type.lower()) for feature in features)
+    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]
 
 
 class Model(msgspec.Struct):

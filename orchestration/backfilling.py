@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from orchestration import warehouse
+from orchestration.project import ProjectError
 from orchestration.warehouse import Connection
 
 FIRST, LAST = "as_of_from", "as_of_to"  # vars of the dbt project
 
 
-class BackfillError(ValueError):
+class BackfillError(ProjectError):
     """As-of dates can't be built again: which were asked for, why not, and what to do."""
 
 

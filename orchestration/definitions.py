@@ -33,7 +33,7 @@ def define(where: Paths) -> dg.Definitions:
         *(raw_asset(source, keys[source.id], figures, project, where) for source in project.sources),
         *(figures_asset(key, [keys[source.id] for source in project.sources]) for key in figures),
     ]
-    assets.append(transformed_assets(manifest, where))
+    assets.append(transformed_assets(manifest, project, where))
     for score in project.scores:
         features, label = keys[score.features_id], keys[score.label_id]
         assets += training_assets(score, features, label, project, where)

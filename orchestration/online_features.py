@@ -3,7 +3,7 @@
 What a value is in JSON, `ml.values` says, which also reads it back.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from datetime import date, datetime
 
 from ml.declarations import Feature, Score
@@ -16,13 +16,18 @@ from orchestration.warehouse import Connection
 TEXTS = ("ENUM", "UUID", "JSON")
 
 
-def online_features(connection: Connection, score: Score) -> tuple[Feature, ...]:
-    """The features of a score with the types that they are published with. Raises `ScoringError` if one can't be."""
+def online_features(connection: Connection, score: Score, read: Collection[str]) -> tuple[Feature, ...]:
+    """The features of a score, and others that its model reads, with the types that they are published with.
+
+    Raises `ScoringError` if one can't be.
+    """
     from ml import values
 
     types = warehouse.columns(connection, score.features_schema, score.features)
     features = []
-    for column in score.columns:
+    for column in score.model_columns:
+        if column not in score.columns and column.name not in read:
+            continue
         kind = types.get(column.name, "missing")
         data_type = "VARCHAR" if kind.startswith(TEXTS) else kind
         try:

@@ -272,6 +272,10 @@ def main() -> None:
             from orchestration.loading import check_sources
 
             check_sources(project)
+        if project.scores:
+            from orchestration.pinned import refuse_broken_contracts
+
+            refuse_broken_contracts(project, paths())
     except (ProjectError, DeclarationError) as error:
         sys.exit(str(error))
     print(

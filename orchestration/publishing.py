@@ -78,13 +78,13 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         connection.execute(f"select band, count(*) {of_newest} and band is not null group by 1").fetchall()
     )
     refuse_unscored(connection, score, version, newest)
-    features = online_features(connection, score)
+    card = load_card(where, score, version)
+    features = online_features(connection, score, card.encoder.names)
     of_features = f"from ({feature_rows(score)}) where {warehouse.name(score.as_of)} = '{newest}'"
     contents = [
         warehouse.content_hash(connection, query)
         for query in (f"select * exclude (scored_at) {of_newest}", f"select * {of_features}")
     ]
-    card = load_card(where, score, version)
     told = {
         "score": score.name,
         "title": score.title,

@@ -24,9 +24,10 @@ from rich.table import Table
 from sqlalchemy.exc import DatabaseError
 
 from ml.declarations import DeclarationError, Project
-from orchestration.backfilling import BackfillError, backfill_of
+from orchestration.backfilling import backfill_of
 from orchestration.checks import RIGHT_IN_TIME
 from orchestration.instance import alive, give_slots_back, open_instance, storage_fault, turn
+from orchestration.pinned import refuse_broken_contracts
 from orchestration.project import (
     REPOSITORY,
     Paths,
@@ -275,7 +276,7 @@ def _reason(error: Exception, where: Paths, log: Path) -> str:
         error = storage_fault(where, error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = no_room(where, str(error))
-    if isinstance(error, DeclarationError | ProjectError | WarehouseError | CorruptGeneration | BackfillError):
+    if isinstance(error, DeclarationError | ProjectError | WarehouseError | CorruptGeneration):
         return str(error)
     with suppress(OSError):
         traceback.print_exc()  # into the log
@@ -290,6 +291,7 @@ def read_and_import(where: Paths) -> Project:
         importing = beside.submit(importlib.import_module, "orchestration.definitions")
         project = load_project(where)
         claim_data(where, project)
+        refuse_broken_contracts(project, where)
         importing.result()
     return project
 

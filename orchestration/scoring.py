@@ -67,8 +67,8 @@ def score_dates(connection: Connection, score: Score, champion: dict[str, Any], 
 
 
 def feature_rows(score: Score) -> str:
-    """SQL of the rows that predictions are made from: keys and features."""
-    columns = warehouse.names([*score.entity, score.as_of, *(column.name for column in score.columns)])
+    """SQL of the rows that predictions are made from: keys and features, also those that only an old champion reads."""
+    columns = warehouse.names([*score.entity, score.as_of, *(column.name for column in score.model_columns)])
     return f"select {columns} from {_features(score)}"
 
 

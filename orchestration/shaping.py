@@ -108,7 +108,7 @@ def make_table(connection: Connection, source: Source, expected: Mapping[str, st
     for column, kind in expected.items():
         if column not in held:
             connection.execute(f"alter table {table_of(source)} add column {warehouse.name(column)} {kind}")
-        elif kind != held[column] and _canonical(connection, kind) != held[column]:
+        elif kind != held[column] and warehouse.canonical_type(connection, kind) != held[column]:
             try:
                 connection.execute(
                     f"alter table {table_of(source)} alter column {warehouse.name(column)} set data type {kind}"
@@ -118,11 +118,6 @@ def make_table(connection: Connection, source: Source, expected: Mapping[str, st
                     f"{told(source)}: column '{column}' is declared {kind} now, but holds {held[column]} that can't be"
                     f" one: {str(error).splitlines()[0]}; the table stays as it was"
                 ) from None
-
-
-def _canonical(connection: Connection, kind: str) -> str:
-    """A type as the warehouse writes it: text is VARCHAR."""
-    return str(warehouse.one(connection, f"select typeof(null::{kind})")[0])
 
 
 def judged_rows(

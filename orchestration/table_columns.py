@@ -41,8 +41,7 @@ def columns_of(loading: Loading, relation: str, cursor: Any) -> list[Column]:
     owner declares a type. What is declared varchar is asked for as text.
     """
     declared = {
-        column: str(warehouse.one(loading.connection, f"select typeof(null::{kind})")[0])
-        for column, kind in loading.source.types.items()
+        column: warehouse.canonical_type(loading.connection, kind) for column, kind in loading.source.types.items()
     }
     columns = []
     for field in cursor.adbc_execute_schema(f"select * from {relation}"):

@@ -14,6 +14,7 @@ import dagster as dg
 from ml.declarations import Project, Score
 from ml.encoding import EncodingError
 from ml.evaluation import GateResult, check_gate
+from ml.registry import contract_of
 from orchestration import versions, warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
@@ -196,6 +197,7 @@ def training_assets(
             trained = (
                 version is None
                 or (version["kind"], version["training_set"], version["engine"]) != made_from
+                or version["contract"] not in (None, contract_of(score.columns))
                 or not is_whole(where, score, version)
             )
             if version is None or trained:
@@ -220,6 +222,7 @@ def training_assets(
                 "trained on": f"{version['train_from']} to {version['train_to']}",
                 "held out": f"{version['holdout_from']} to {version['holdout_to']}",
                 "trees": version["trees"],
+                "contract of its features": version["contract"],
                 "card": dg.MetadataValue.path(str(model_folder(where.models, score, version["version"]) / "card.json")),
                 "changed": trained,
                 **{f"metric/{metric}": value for metric, value in metrics.items()},

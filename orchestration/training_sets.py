@@ -33,6 +33,8 @@ def clock(project: Project) -> date:
 def freeze_training_set(connection: Connection, score: Score, today: date, folder: Path) -> dict[str, Any]:
     """All rows whose label has matured, frozen to Parquet under their checksum; a row of `ml.training_sets`.
 
+    What a score excludes of its feature model is in it too: a champion that still reads it is compared on these rows.
+
     Raises `ScoringError` if a column of the declaration is missing, a key comes twice, labels would stay immature for
     ever or have no day of maturity after their as-of date, no label has matured, or a label is null.
     """
@@ -41,7 +43,7 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
         warehouse.name(score.label_schema, score.label),
     )
     have = warehouse.columns(connection, score.features_schema, score.features)
-    missing = [column.name for column in score.columns if column.name not in have]
+    missing = [column.name for column in score.model_columns if column.name not in have]
     if missing:
         raise ScoringError(
             f"score '{score.name}': table {features} lacks {', '.join(missing)};"
@@ -53,7 +55,7 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
     _refuse_unripe_labels(connection, score, today)
     query = f"""
         select
-            {warehouse.names([*keys, *(column.name for column in score.columns)], "features")},
+            {warehouse.names([*keys, *(column.name for column in score.model_columns)], "features")},
             labels.label,
             labels.matures_on
         from {features} as features
@@ -214,7 +216,7 @@ def training_set_asset(
                 {
                     **{
                         column: [dg.TableColumnDep(features, column)]
-                        for column in (*keys, *(column.name for column in score.columns))
+                        for column in (*keys, *(column.name for column in score.model_columns))
                     },
                     **{column: [dg.TableColumnDep(label, column)] for column in ("label", "matures_on")},
                 }

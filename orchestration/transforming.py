@@ -24,12 +24,14 @@ from packaging.version import Version
 from pydantic import Field
 from sqlglot.errors import SqlglotError
 
+from ml.declarations import Project
 from orchestration import warehouse
 from orchestration.backfilling import Backfill, backfill_of, built_again
 from orchestration.built import as_defined, read_built, redefined, write_built
 from orchestration.checks import refuse_unsound
 from orchestration.figures import create_tables
 from orchestration.lineage import column_lineage
+from orchestration.pinned import refuse_broken_contracts
 from orchestration.project import Paths, read_json, replaced
 from orchestration.warehouse import Connection
 
@@ -88,7 +90,7 @@ def asset_keys(manifest: Mapping[str, Any]) -> dict[str, dg.AssetKey]:
     return {node["unique_id"]: TRANSLATOR.get_asset_key(node) for node in (*nodes, *manifest["sources"].values())}
 
 
-def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDefinition:
+def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Paths) -> dg.AssetsDefinition:
     """All models and seeds of the project. Unit tests are left to development and CI, as dbt advises."""
     keys = asset_keys(manifest)
 
@@ -101,6 +103,7 @@ def transformed_assets(manifest: Mapping[str, Any], where: Paths) -> dg.AssetsDe
     )
     def dbt_build(context: dg.AssetExecutionContext, dbt: DbtCliResource, config: Build) -> Iterator[Any]:
         refuse_unsound(context)
+        refuse_broken_contracts(project, where)
         backfill = backfill_of(manifest, config.as_of_from, config.as_of_to)
         shrunk = _shrunk(manifest, where)
         built = as_defined(manifest, read_built(where), shrunk=shrunk)

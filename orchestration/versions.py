@@ -26,8 +26,10 @@ TABLES = """
         score varchar, version integer, kind varchar, training_set varchar, engine varchar,
         train_from date, train_to date, holdout_from date, holdout_to date, train_rows bigint, holdout_rows bigint,
         metrics json, baseline_metrics json, baseline varchar, champion_metrics json, champion_version integer,
-        trees integer, booster_sha256 varchar, trained_at timestamptz, promoted_at timestamptz
+        trees integer, booster_sha256 varchar, trained_at timestamptz, promoted_at timestamptz,
+        contract varchar
     );
+    alter table ml.model_versions add column if not exists contract varchar;
     create table if not exists ml.gate_results (
         score varchar, version integer, condition varchar, figures json, passed boolean, note varchar,
         evaluated_at timestamptz
@@ -122,6 +124,7 @@ def record_version(
                 "version": card.version,
                 "kind": card.kind,
                 "training_set": card.training_set,
+                "contract": card.contract,
                 "engine": engine,
                 **card.dates,
                 "train_rows": card.rows["train"],

@@ -164,6 +164,11 @@ def columns(connection: Connection, schema: str, table: str) -> dict[str, str]:
     return dict(connection.execute(query, [schema, table]).fetchall())
 
 
+def canonical_type(connection: Connection, kind: str) -> str:
+    """A type as the warehouse writes it: text is VARCHAR. Raises `duckdb.Error` if it knows no such type."""
+    return str(one(connection, f"select typeof(null::{kind})")[0])
+
+
 def content_hash(connection: Connection, query: str, *aggregates: str) -> tuple[Any, ...]:
     """Rows of a query, a hash of their content that does not depend on their order, and what else is asked of them."""
     asked = ", ".join(["count(*)", "sum(hash(_row)::hugeint)", *aggregates])

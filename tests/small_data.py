@@ -52,7 +52,8 @@ def a_score(kind: Kind = "probability", **changes: Any) -> Score:
         "bands": {"high": 0.6, "low": 0.1},
         "fresh_for_days": 8.0,
     }
-    return Score(**declared | changes)
+    told = declared | changes
+    return Score(**{"model_columns": told["columns"], "features_file": "models/features.yml", **told})
 
 
 def a_score_of(*features: str, kind: Kind = "probability") -> Score:

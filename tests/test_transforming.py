@@ -81,7 +81,7 @@ def test_the_key_in_sql_is_the_key_in_python(entity: tuple[str, ...]) -> None:
     score = Score(
         name="s", title="", description="", owner="", email="", kind="probability", features="", features_schema="",
         features_id="", label="", label_schema="", label_id="", entity=entity, as_of="day", columns=(), gate=(),
-        bands={}, fresh_for_days=1,
+        model_columns=(), features_file="", bands={}, fresh_for_days=1,
     )  # fmt: skip
     with duckdb.connect() as connection:
         for a in values:
@@ -308,7 +308,7 @@ class KilledAtOnce(Dbt):
 def test_a_dbt_that_was_killed_is_told_as_that(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transforming, "IMPORTED_LATER", ())
     where = paths()
-    assets = transformed_assets(read_manifest(prepare_manifest(where)), where)
+    assets = transformed_assets(read_manifest(prepare_manifest(where)), load_project(where), where)
     dbt = KilledAtOnce(**{name: getattr(dbt_resource(where), name) for name in OURS})
     failed = dg.materialize([assets], resources={"dbt": dbt}, raise_on_error=False)
     (failure,) = failed.get_step_failure_events()
@@ -330,7 +330,7 @@ def test_rows_of_an_sql_that_a_failed_or_killed_build_left_are_built_anew(
         """Whether it succeeded, and what the table has then."""
         model.write_text(KEPT % label)
         where = paths()
-        assets = transformed_assets(read_manifest(prepare_manifest(where)), where)
+        assets = transformed_assets(read_manifest(prepare_manifest(where)), load_project(where), where)
         resource = dbt_resource(where)
         resource = dbt(**{name: getattr(resource, name) for name in OURS})
         try:

@@ -1,0 +1,86 @@
+"""What a champion needs of its feature model: a column that goes or changes is told before anything is overwritten.
+
+The feature model's contract is pinned by what is served: the card in each score's current generation names the columns
+that its model reads, with their types. A new column is free. One that is to go is left out of the score first
+(`exclude`), so that a champion without it can be trained while it is still there.
+"""
+
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from ml.declarations import DeclarationError, Project, Score
+from orchestration import warehouse
+from orchestration.project import Paths
+
+if TYPE_CHECKING:
+    from ml.registry import Card
+
+
+class BrokenContract(DeclarationError):
+    """A feature model lacks what a champion needs: score, version, column of each, and what to do."""
+
+
+def refuse_broken_contracts(project: Project, where: Paths) -> None:
+    """Raises `BrokenContract` if a feature model of the project lacks a column that a served champion reads.
+
+    A column has changed if the model would read it as another kind: a number that is a text now, not an integer that
+    is a bigint. A data folder of another project tells nothing.
+    """
+    from ml.registry import CorruptModel, load_card
+    from serving import store
+
+    if where.owner.is_file() and where.owner.read_text().strip() != project.name:
+        return
+    faults = []
+    for score in project.scores:
+        try:
+            served = store.current(where.generations, score.name)
+            if served is None:
+                continue
+            card = load_card(where.generations / score.name / served)
+        except (store.CorruptGeneration, CorruptModel):  # it is published anew by a run; /health/ready tells meanwhile
+            continue
+        if card.kind == score.kind:
+            faults += _broken(score, card)
+    if faults:
+        raise BrokenContract("\n".join(faults))
+
+
+def _broken(score: Score, card: "Card") -> list[str]:
+    """What the champion with this card misses in the score's feature model as it is declared now."""
+    declared = {feature.name: feature.data_type for feature in score.model_columns}
+    needs = f"version {card.version} of score '{score.name}', the champion, needs it"
+    model = f"{score.features_file}: model '{score.features}'"
+    way = (
+        f"bring it back, or have a champion trained without it first: exclude: [{{}}] in the exposure '{score.name}',"
+        " make run, and then change the model"
+    )
+    kinds = {column.name: column.type for column in card.encoder.columns}
+    faults = []
+    for feature in card.features:
+        if feature.name not in kinds:
+            continue
+        if feature.name not in declared:
+            faults.append(f"{model}: column '{feature.name}' is gone, but {needs}; {way.format(feature.name)}")
+            continue
+        now = _kind(declared[feature.name])
+        if now != kinds[feature.name]:
+            faults.append(
+                f"{model}: column '{feature.name}' is declared as {declared[feature.name]}, which is read as"
+                f" {now or 'nothing known'}, but {needs} as a {kinds[feature.name]} ({feature.data_type});"
+                f" {way.format(feature.name)}"
+            )
+    return faults
+
+
+def _kind(data_type: str) -> str | None:
+    """How a model reads a column of a declared type; None if it can't."""
+    from ml.encoding import column_type
+    from ml.values import UnknownType, arrow_type
+
+    try:
+        with duckdb.connect() as connection:
+            return column_type(arrow_type(warehouse.canonical_type(connection, data_type)))
+    except (duckdb.Error, UnknownType):
+        return None
