@@ -1,7 +1,7 @@
 """Small generations for the tests of serving, published the way a real publisher does.
 
 Run as a program it is a publisher that stops at a chosen point, says so, and waits to be killed:
-`python tests/sample_generations.py <root> <generation> <mid_write|before_rename|before_flip|mid_flip>`.
+`python tests/sample_generations.py <root> <generation> <mid_write|mid_features|before_rename|before_flip|mid_flip>`.
 """
 
 import os
@@ -105,11 +105,11 @@ def _stop(point: str) -> None:
 
 
 def _publish_until(root: Path, name: str, point: str) -> None:
-    generation = a_generation(name)
+    generation = a_generation(name, features=FEATURES)
 
-    def rows() -> Iterator[tuple[str, bytes]]:
-        for number, pair in enumerate(customers(generation, rows=50_000)):
-            if number == 30_000 and point == "mid_write":  # the first transaction is committed by then
+    def until(stop: str, pairs: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+        for number, pair in enumerate(pairs):
+            if number == 30_000 and point == stop:  # the first transaction is committed by then
                 _stop(point)
             yield pair
 
@@ -117,7 +117,8 @@ def _publish_until(root: Path, name: str, point: str) -> None:
         os.rename = lambda *_: _stop(point)  # type: ignore[assignment]
     if point == "mid_flip":
         os.replace = lambda *_: _stop(point)  # type: ignore[assignment]
-    write(root, generation, rows(), {})
+    scores, features = customers(generation, rows=50_000), features_of(generation, rows=50_000)
+    write(root, generation, until("mid_write", scores), {}, until("mid_features", features))
     if point == "before_flip":
         _stop(point)
     flip(root, generation.score, name)
