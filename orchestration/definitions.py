@@ -40,7 +40,7 @@ def define(where: Paths) -> dg.Definitions:
         assets += [
             predictions_asset(score, features, where),
             generation_asset(score, project, where),
-            drift_asset(score, where),
+            drift_asset(score, project, where),
         ]
     # Several scores may have one feature model: any of them stands for it.
     featured = {score.features_id: score for score in project.scores}

@@ -7,8 +7,9 @@ from typing import Any
 
 import dagster as dg
 
-from ml.declarations import Score
+from ml.declarations import Project, Score
 from orchestration import warehouse
+from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
 from orchestration.project import Paths, read_json, replaced
 from orchestration.training import SEED, current_champion, load_card, load_model
@@ -121,7 +122,7 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     return {"path": html, "day": day, **known, "changed": True}
 
 
-def drift_asset(score: Score, where: Paths) -> dg.AssetsDefinition:
+def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefinition:
     """The asset of a score's drift report."""
 
     @dg.asset(
@@ -137,6 +138,7 @@ def drift_asset(score: Score, where: Paths) -> dg.AssetsDefinition:
         refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             report = report_drift(connection, score, where)
+            tell_features(connection, project, where)
         return dg.MaterializeResult(
             metadata={
                 "report": dg.MetadataValue.url(

@@ -16,6 +16,7 @@ from ml.encoding import EncodingError
 from ml.evaluation import GateResult, check_gate
 from ml.registry import contract_of
 from orchestration import versions, warehouse
+from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
 from orchestration.training_sets import ScoringError, prune_training_sets, training_rows, training_set_asset
@@ -205,6 +206,7 @@ def training_assets(
                 prune_training_sets(connection, score, where.training_sets)
             verdict = judge(connection, score, version)
             champion = versions.champion(connection, score)
+            tell_features(connection, project, where)
         metrics, baseline = json.loads(version["metrics"]), json.loads(version["baseline_metrics"])
         passed = all(result.passed for result in verdict)
         table = dg.MetadataValue.md(

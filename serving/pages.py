@@ -1,4 +1,4 @@
-"""The pages for people: an overview of scores, one for each with a customer's lookup, sources, reports. No scripts."""
+"""The pages for people: scores, each with a customer's lookup, features, sources, reports. No scripts."""
 
 import asyncio
 import base64
@@ -19,6 +19,7 @@ from litestar.response.base import ASGIResponse
 from markupsafe import Markup
 
 from serving.catalogue import Catalogue, Served
+from serving.feature_catalogue import feature_views, read_features
 from serving.generation import CustomerScore
 from serving.sources import read_sources, source_view
 from serving.views import FILTERS, band_places, find_reports, reason_bars, report_file, scale, score_view
@@ -113,6 +114,12 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
         found = await asyncio.to_thread(find_reports, reports)
         return _render("reports.html", here="reports", reports=found, titles=titles)
 
+    @get("/features")
+    async def features() -> Response[str]:
+        found = await asyncio.to_thread(read_features, reports)
+        models = [(model, feature_views(model)) for model in found.models] if found else []
+        return _render("features.html", here="features", models=models, written_at=found.written_at if found else None)
+
     @get("/sources")
     async def sources() -> Response[str]:
         found = await asyncio.to_thread(read_sources, reports)
@@ -133,7 +140,7 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
     return [
         Router(
             "/",
-            route_handlers=[overview, score_page, report_index, sources],
+            route_handlers=[overview, score_page, report_index, features, sources],
             include_in_schema=False,
             response_headers=PAGE_HEADERS,
         ),

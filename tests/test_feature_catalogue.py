@@ -1,0 +1,122 @@
+"""The page /features: what each feature is, holds, is made from and does."""
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import duckdb
+import msgspec
+import pytest
+from litestar.testing import TestClient
+
+from ml.registry import load_card
+from serving import store
+from serving.app import create_app
+from serving.feature_catalogue import FILE, FeatureFigures, FeatureReport, read_features
+from tests.conftest import LOANS, Run, copy_of
+
+
+def features_of(run: Run, model: str) -> dict[str, FeatureFigures]:
+    report = read_features(run.data / "reports")
+    assert report is not None
+    (found,) = (one for one in report.models if one.name == model)
+    return {feature.name: feature for feature in found.features}
+
+
+def test_a_feature_is_told_as_the_warehouse_holds_it(loans_run: Run) -> None:
+    features = features_of(loans_run, "loan_features")
+    with duckdb.connect(str(loans_run.data / "warehouse.duckdb"), read_only=True) as connection:
+        for name, feature in features.items():
+            plain = connection.execute(f"""
+                select 1 - count({name}) / count(*), count(distinct {name}), min({name})::varchar, max({name})::varchar
+                from risk_features.loan_features
+                where scored_on = (select max(scored_on) from risk_features.loan_features)
+            """).fetchall()
+            nulls, distinct, lowest, highest = plain[0]
+            assert (feature.null_share, feature.distinct) == (pytest.approx(nulls), distinct), name
+            if feature.data_type not in ("VARCHAR", "BOOLEAN"):
+                assert (feature.minimum, feature.maximum) == (lowest, highest), name
+            assert sum(piece.share for piece in feature.bins) == pytest.approx(1.0 if distinct else 0.0), name
+    assert features["purpose"].bins[0].share == max(piece.share for piece in features["purpose"].bins)
+    assert features["opened_on"].bins[0].told.startswith("202"), "dates are told as dates"
+
+
+def test_a_feature_leads_to_the_raw_columns_it_is_made_from(loans_run: Run) -> None:
+    features = features_of(loans_run, "loan_features")
+    assert features["canton"].made_from == ["landing.accounts.canton"]
+    assert {"landing.loans.instalment", "landing.transactions.amount_chf"} <= set(
+        features["instalment_to_salary_ratio"].made_from
+    )
+
+
+def test_a_feature_tells_its_unit_its_weight_and_the_scores_that_use_it(loans_run: Run) -> None:
+    features = features_of(loans_run, "account_features")
+    card_spend = features["card_90d_chf"]
+    assert (card_spend.unit, features["segment"].unit) == ("chf", None)
+    (use,) = card_spend.uses
+    served = store.current(loans_run.data / "generations", "expected_card_spend")
+    importance = load_card(loans_run.data / "generations" / "expected_card_spend" / str(served)).importance
+    assert (use.score, use.version, use.importance) == ("expected_card_spend", 1, importance["card_90d_chf"])
+    assert use.verdict in ("drifted", "stable")
+    assert (loans_run.data / "reports" / str(use.report)).is_file()
+
+
+def test_a_column_that_a_score_leaves_out_is_there_until_no_champion_reads_it(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    exposures = run.project / "models" / "scores.yml"
+    exposures.write_text(
+        exposures.read_text().replace(
+            "features: account_features\n", "features: account_features\n          exclude: [is_joint_account]\n"
+        )
+    )
+    again = run.again()
+    assert again.code == 0, again.printed
+    assert features_of(run, "account_features")["is_joint_account"].uses == []
+    assert len(features_of(run, "loan_features")["is_joint_account"].uses) == 1
+
+
+def test_the_page_shows_each_model_its_features_and_what_leans_on_them(loans_run: Run) -> None:
+    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+        page = client.get("/features")
+    assert page.status_code == 200
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    for told in ("loan_features", "account_features", "one row per branch_code × loan_no × scored_on", "card_<wbr>90d"):
+        assert told in page.text
+    assert "Expected card spend" in page.text
+    assert page.text.count("<li id=") == sum(
+        len(features_of(loans_run, model)) for model in ("loan_features", "account_features")
+    )
+
+
+def test_before_the_first_run_the_page_says_how_features_come(tmp_path: Path) -> None:
+    with TestClient(create_app(tmp_path / "generations", tmp_path / "reports")) as client:
+        assert "No features have been built yet" in client.get("/features").text
+        (tmp_path / "reports").mkdir()
+        (tmp_path / "reports" / FILE).write_text('{"written_at": "cut sh')
+        assert "No features have been built yet" in client.get("/features").text
+
+
+def test_what_people_wrote_is_shown_as_text(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    nasty = "<script>alert(1)</script>"
+    feature = {
+        "name": "x", "data_type": "VARCHAR", "unit": None, "description": nasty, "made_from": [nasty], "uses": [],
+        "null_share": 0.0, "distinct": 1, "minimum": None, "maximum": None, "bins": [{"told": nasty, "share": 1.0}],
+    }  # fmt: skip
+    model = {
+        "name": "m", "description": nasty, "owner": nasty, "entity": ["id"], "as_of": "day", "rows": 1, "of": "",
+        "newest": date(2024, 1, 1), "features": [feature],
+    }  # fmt: skip
+    report = msgspec.convert({"written_at": datetime.now(UTC), "models": [model]}, FeatureReport)
+    (tmp_path / "reports" / FILE).write_bytes(msgspec.json.encode(report))
+    with TestClient(create_app(tmp_path / "generations", tmp_path / "reports")) as client:
+        page = client.get("/features").text
+    assert nasty not in page
+    assert page.count("&lt;script&gt;") == 5
+
+
+def test_what_has_not_changed_is_not_written_again(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    before = (run.data / "reports" / FILE).read_bytes()
+    again = run.again(LOANS)
+    assert again.code == 0, again.printed
+    assert (run.data / "reports" / FILE).read_bytes() == before
