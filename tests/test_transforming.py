@@ -1,6 +1,8 @@
 """What the engine takes over from dagster-dbt, and column lineage."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 import pytest
+import yaml
 from dagster_dbt import DbtCliResource
 
 from ml.declarations import Score
@@ -22,7 +25,7 @@ from orchestration.publishing import published_key
 from orchestration.transforming import Dbt, dbt_resource, transformed_assets
 from orchestration.warehouse import open_warehouse
 from serving.store import customer_key
-from tests.conftest import LOANS, REPOSITORY
+from tests.conftest import LOANS, REPOSITORY, SAMPLE
 
 TABLES = {
     "raw.orders": {"customer_id": "BIGINT", "amount": "DOUBLE", "placed_at": "TIMESTAMP"},
@@ -361,6 +364,32 @@ from orchestration.warehouse import open_warehouse
 with open_warehouse(paths().warehouse) as connection:
     print(connection.execute("select 1").fetchall())
 """
+
+
+@pytest.mark.parametrize("project", [SAMPLE, LOANS], ids=lambda project: project.name)
+def test_a_dbt_build_that_needs_more_memory_than_it_may_take_goes_on_from_disk(project: Path, tmp_path: Path) -> None:
+    """dbt opens a connection per model: those after the first that used the disk must find it as it is."""
+    shutil.copy(project / "profiles.yml", tmp_path)
+    profile = yaml.safe_load((project / "dbt_project.yml").read_text())["profile"]
+    (tmp_path / "dbt_project.yml").write_text(
+        f"{{name: spilling, profile: {profile}, models: {{+materialized: table}}, flags: {{log_level_file: none}}}}"
+    )
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "sorted.sql").write_text(
+        "select number, hash(number) as key from range(3000000) as n (number) order by key"
+    )
+    (tmp_path / "models" / "counted.sql").write_text("select count(*) as numbers from {{ ref('sorted') }}")
+    settings = {
+        "SCOREHOUSE_DATA": str(tmp_path),
+        "SCOREHOUSE_MEMORY_LIMIT": "50MB",
+        "DBT_PROFILES_DIR": str(tmp_path),
+        "DBT_TARGET_PATH": str(tmp_path / "target"),
+        "DO_NOT_TRACK": "1",
+    }
+    built = subprocess.run([DBT, "build"], cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as warehouse:
+        assert warehouse.execute("select numbers from main.counted").fetchall() == [(3_000_000,)]
 
 
 def test_dbt_ends_with_the_process_that_started_it_and_holds_the_warehouse_until_then(small: Path) -> None:
