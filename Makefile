@@ -62,7 +62,7 @@ check: setup  ## dbt parse and the declarations, ruff, import-linter, mypy, sqlf
 	@$(BIN)/sqlfluff lint --quiet --config pyproject.toml $(SQL)
 
 test: check  ## all of check, and every test
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --durations 20
 
 bench: setup  ## every benchmark, quickly (make bench FULL=1 for the stated sizes)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script $(if $(FULL),--full,--quick) || exit 1; done

@@ -134,15 +134,16 @@ SOURCE = "dbt_project/models/sources.yml: source 'raw.visits': load"
 MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
     "no score": (
         lambda m: m["exposures"]["exposure.shop.leaving"]["config"]["meta"].clear(),
-        f"{EXPOSURE}: is of type ml but has no config.meta.score (keys: features, label, kind, gate, bands, fresh_for)",
+        f"{EXPOSURE}: is of type ml but has no config.meta.score"
+        " (keys: features, label, kind, gate, bands, fresh_for, exclude)",
     ),
     "unknown key": (
         lambda m: score_of(m).update(gates=[]),
-        f"{EXPOSURE}: score: unknown key 'gates' (known: features, label, kind, gate, bands, fresh_for)",
+        f"{EXPOSURE}: score: unknown key 'gates' (known: features, label, kind, gate, bands, fresh_for, exclude)",
     ),
     "missing key": (
         lambda m: score_of(m).pop("fresh_for"),
-        f"{EXPOSURE}: score: lacks fresh_for (keys: features, label, kind, gate, bands, fresh_for)",
+        f"{EXPOSURE}: score: lacks fresh_for (keys: features, label, kind, gate, bands, fresh_for, exclude)",
     ),
     "wrong type": (
         lambda m: score_of(m).update(gate="roc_auc > 0.5"),

@@ -854,7 +854,7 @@ def test_a_body_that_is_too_large_is_answered_over_http(log: Path, tmp_path: Pat
 
 def test_the_sensor_of_events_asks_for_a_run_when_there_are_new_ones(tmp_path: Path) -> None:
     where = Paths(project=tmp_path, data=tmp_path / "data")
-    sensor = stream_sensor(ORDERS, dg.AssetKey(["landing", "orders"]), where)
+    sensor = stream_sensor(ORDERS, dg.AssetKey(["landing", "orders"]), [], where)
     with dg.DagsterInstance.ephemeral() as instance, dg.build_sensor_context(instance=instance) as context:
         assert sensor(context).skip_message == "nothing waits"
         log = tmp_path / "data" / "events" / ORDERS.uri.partition("://")[2]

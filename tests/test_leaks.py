@@ -398,7 +398,7 @@ def test_the_banks_features_are_right_in_time_and_its_warehouse_is_only_read(ban
     before = digest(bank.data / "warehouse.duckdb")
     for arguments, how in (((), "left out"), (("--scramble",), "scrambled")):
         with turn(Paths(project=bank.project, data=bank.data), "another run", print):  # which it does not wait for
-            done = make_leaks(bank, "--as-of", "2022-12-01", "2024-03-01", *arguments)
+            done = make_leaks(bank, "--model", "loan_features", "--as-of", "2022-12-01", "2024-03-01", *arguments)
             printed, _ = done.communicate(timeout=300)
         assert done.returncode == 0, printed
         assert "✓ risk_features.loan_features at 2024-03-01: 705 rows, all as stored; " in printed, printed
@@ -429,4 +429,4 @@ def test_a_model_that_there_is_not_is_told_with_those_that_there_are(bank: Run) 
     done = make_leaks(bank, "--model", "loan_feature")
     printed, _ = done.communicate(timeout=300)
     assert done.returncode == 1
-    assert "✗ loan_feature: is no feature model of a score (those are: loan_features)" in printed
+    assert "✗ loan_feature: is no feature model of a score (those are: account_features, loan_features)" in printed

@@ -382,30 +382,18 @@ def served_rows(run: Run) -> tuple[store.Generation, list[tuple[str, str, float]
     return opened.generation, [(row["customer_id"], row["band"], row["value"]) for row in rows]
 
 
-def without_purpose(run: Run) -> None:
-    folder = run.project / "models" / "risk_features"
-    for file, line in (
-        (folder / "loan_features.sql", "        loans.purpose,\n"),
-        (
-            folder / "risk_features.yml",
-            "      - {name: purpose, data_type: varchar, description: What the loan is for}\n",
-        ),
-    ):
-        assert line in file.read_text()
-        file.write_text(file.read_text().replace(line, ""))
-
-
-def test_a_feature_removed_and_bands_moved_are_served_and_so_is_their_return(loans_run: Run, tmp_path: Path) -> None:
+def test_a_feature_left_out_and_bands_moved_are_served_and_so_is_their_return(loans_run: Run, tmp_path: Path) -> None:
     run = copy_of(loans_run, tmp_path)
     (run.data / "generations" / "of_yore").mkdir()
     (run.data / "generations" / "of_yore" / "CURRENT").write_text("g1\n")
-    without_purpose(run)
+    gate_of(run, "features: loan_features\n", "features: loan_features\n          exclude: [is_joint_account]\n")
     gate_of(run, "{watch: 0.15, elevated: 0.05, normal: 0.0}", "{seen: 0.3, unseen: 0.0}")
     changed = run.again()
     assert changed.code == 0, changed.printed
     assert "of_yore is served on, but no longer declared" in changed.printed.replace("\n", " ")
     generation, rows = served_rows(run)
-    assert generation.model_version == 2 and "there was no champion to compare with" in changed.printed
+    assert generation.model_version == 2 and "champion_roc_auc" in changed.printed
+    assert "is_joint_account" not in {feature.name for feature in generation.features}
     assert [band for _, band, _ in rows] == ["seen" if value >= 0.3 else "unseen" for _, _, value in rows]
     counted = {name: sum(band == name for _, band, _ in rows) for name in ("seen", "unseen")}
     assert generation.band_counts == counted and all(counted.values())

@@ -498,7 +498,7 @@ NOWHERE = Paths(project=Path("/nowhere"), data=Path("/nowhere"))  # a stream is 
 
 
 def look(declaration: Source, instance: dg.DagsterInstance) -> Any:
-    sensor = stream_sensor(declaration, dg.AssetKey(["landing", "orders"]), NOWHERE)
+    sensor = stream_sensor(declaration, dg.AssetKey(["landing", "orders"]), [], NOWHERE)
     with dg.build_sensor_context(instance=instance) as context:
         return sensor(context)
 
@@ -531,7 +531,7 @@ def test_the_sensor_waits_for_the_run_that_it_has_started(stream: Stream) -> Non
     declaration = declared(stream)
     stream.send(*orders(1))
     with dg.DagsterInstance.ephemeral() as instance:
-        sensor = stream_sensor(declaration, dg.AssetKey(["landing", "orders"]), NOWHERE)
+        sensor = stream_sensor(declaration, dg.AssetKey(["landing", "orders"]), [], NOWHERE)
         tags = {"dagster/sensor_name": sensor.name}
         instance.add_run(dg.DagsterRun(job_name="any", tags=tags, status=dg.DagsterRunStatus.STARTED))
         assert look(declaration, instance).skip_message == "a run that this sensor has started is not done yet"
