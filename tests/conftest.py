@@ -17,11 +17,19 @@ LOANS = REPOSITORY / "tests" / "projects" / "loans"
 set_hypothesis_home_dir(REPOSITORY / "data" / "cache" / "hypothesis")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `pytest -n 2 --dist loadgroup`: tests of one run stay in one process, as do those of one file."""
+    """Under `pytest -n 2 --dist loadgroup`: what is made once for several tests is made in one process.
+
+    That is the sample's run, and what the tests of a file share. The bank's run is made in each: half of all time
+    goes into tests that look at it, so that they are better dealt out.
+    """
     for item in items:
-        shared = {"sample_run", "loans_run"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("-".join(sorted(shared)) or item.path.name))
+        uses = set(getattr(item, "fixturenames", ()))
+        if "sample_run" in uses:
+            item.add_marker(pytest.mark.xdist_group("sample_run"))
+        elif "loans_run" not in uses:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 class Run(msgspec.Struct):
