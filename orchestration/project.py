@@ -111,17 +111,22 @@ def paths() -> Paths:
             f"{data}: only {free >> 20} MB are free there, and a run needs {LEAST_FREE >> 20} MB at the least;"
             " make room, or set SCOREHOUSE_DATA to a folder that has it"
         )
-    os.environ |= {
-        "SCOREHOUSE_PROJECT": str(project),
-        "SCOREHOUSE_DATA": str(data),
-        "DBT_TARGET_PATH": str(found.dbt_target),
-        "DBT_LOG_PATH": str(data / "dbt" / "logs"),
-        "DBT_PROFILES_DIR": str(project),
+    os.environ |= environment(found)
+    return found
+
+
+def environment(where: Paths) -> dict[str, str]:
+    """What dbt and Dagster are to find in their environment, so that they read and write here and nowhere else."""
+    return {
+        "SCOREHOUSE_PROJECT": str(where.project),
+        "SCOREHOUSE_DATA": str(where.data),
+        "DBT_TARGET_PATH": str(where.dbt_target),
+        "DBT_LOG_PATH": str(where.data / "dbt" / "logs"),
+        "DBT_PROFILES_DIR": str(where.project),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         "DO_NOT_TRACK": "1",
-        "DAGSTER_HOME": str(found.dagster_home),
+        "DAGSTER_HOME": str(where.dagster_home),
     }
-    return found
 
 
 def no_room(where: Paths, said: str) -> ProjectError:
@@ -188,7 +193,14 @@ def prepare_manifest(where: Paths) -> Path:
             "--profiles-dir",
             str(where.project),
         ]
-        parsed = subprocess.run(arguments, cwd=where.project, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        parsed = subprocess.run(
+            arguments,
+            cwd=where.project,
+            env={**os.environ, **environment(where)},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
         if parsed.returncode != 0 and os.strerror(errno.ENOSPC) in parsed.stdout + parsed.stderr:
             raise no_room(where, f"dbt: {os.strerror(errno.ENOSPC)}")
         if parsed.returncode != 0:

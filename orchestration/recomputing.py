@@ -21,7 +21,7 @@ from ml.declarations import Project, Score
 from orchestration import warehouse
 from orchestration.batches import KNOWN_AT, is_own
 from orchestration.comparing import STORED, Difference, NotRecomputed, compare
-from orchestration.project import Paths, exclusively
+from orchestration.project import Paths, environment, exclusively
 from orchestration.warehouse import Connection
 
 SEED = 20170327  # of the scramble
@@ -222,13 +222,7 @@ def _build(score: Score, manifest: Mapping[str, Any], where: Paths, apart: Paths
     done = subprocess.run(
         [sys.executable, "-P", "-m", "orchestration.running_dbt", *arguments],
         cwd=where.project,
-        env={
-            **os.environ,
-            "SCOREHOUSE_PROJECT": str(where.project),
-            "SCOREHOUSE_DATA": str(apart.data),
-            "DBT_TARGET_PATH": str(apart.dbt_target),
-            "DBT_LOG_PATH": str(apart.data / "dbt" / "logs"),
-        },
+        env={**os.environ, **environment(apart)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
