@@ -23,7 +23,8 @@
 {#
     A new as-of date costs that date. An incremental model of as-of dates builds those that it does not have yet, and
     those from var `as_of_from` to var `as_of_to`, which make backfill sets. The macros below say so to all that it
-    reads: which dates are to be built, and which facts lie near enough to them to count.
+    reads: which dates are to be built, and which facts lie near enough to them to count. A date is there when it has a
+    row: a model that finds nothing on many dates has to begin with the spine, or would build them in every run.
 
     They ask the model for its dates while it is compiled, so that the warehouse reads constants: with nothing to build
     the filters fold to false and no table is read at all. Otherwise, and outside of an incremental build, they are true.

@@ -1,10 +1,20 @@
 -- Who there is to speak of, and when: a household is one from the day after its first basket is known.
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete+insert',
+        unique_key='as_of_date',
+        on_schema_change='fail'
+    )
+}}
+
 with baskets as (
     select * from {{ ref('int_baskets') }}
 ),
 
 as_of_dates as (
     select * from {{ ref('int_as_of_dates') }}
+    where {{ only_new_as_of_dates('as_of_date') }}
 ),
 
 first_known as (

@@ -101,17 +101,17 @@ use as (
 
 campaigning as (
     select
-        exposure.household_id,
-        exposure.as_of_date,
-        exposure.campaigns_received_count,
-        exposure.campaigns_received_84d_count,
-        exposure.campaigns_received_type_a_count,
-        exposure.campaigns_active_count,
-        exposure.campaigns_active_type_a_count,
-        exposure.coupons_active_count,
-        {{ dbt.datediff('exposure.last_started_on', 'exposure.as_of_date', 'day') }} as days_since_last_campaign,
+        spine.household_id,
+        spine.as_of_date,
+        coalesce(exposure.campaigns_received_count, 0) as campaigns_received_count,
+        coalesce(exposure.campaigns_received_84d_count, 0) as campaigns_received_84d_count,
+        coalesce(exposure.campaigns_received_type_a_count, 0) as campaigns_received_type_a_count,
+        coalesce(exposure.campaigns_active_count, 0) as campaigns_active_count,
+        coalesce(exposure.campaigns_active_type_a_count, 0) as campaigns_active_type_a_count,
+        coalesce(exposure.coupons_active_count, 0) as coupons_active_count,
+        {{ dbt.datediff('exposure.last_started_on', 'spine.as_of_date', 'day') }} as days_since_last_campaign,
         -- 0 when nothing is active; on its last day a campaign has 1 day left.
-        greatest({{ dbt.datediff('exposure.as_of_date', 'exposure.last_ends_on', 'day') }} + 1, 0)
+        greatest({{ dbt.datediff('spine.as_of_date', 'exposure.last_ends_on', 'day') }} + 1, 0)
             as campaign_days_left,
         coalesce(use.coupons_redeemed_count, 0) as coupons_redeemed_count,
         coalesce(use.coupons_redeemed_7d_count, 0) as coupons_redeemed_7d_count,
@@ -119,12 +119,16 @@ campaigning as (
         coalesce(use.coupons_redeemed_84d_count, 0) as coupons_redeemed_84d_count,
         coalesce(use.campaigns_redeemed_count, 0) as campaigns_redeemed_count,
         coalesce(use.redemption_days_count, 0) as redemption_days_count,
-        {{ dbt.datediff('use.last_redeemed_on', 'exposure.as_of_date', 'day') }} as days_since_last_redemption
-    from exposure
+        {{ dbt.datediff('use.last_redeemed_on', 'spine.as_of_date', 'day') }} as days_since_last_redemption
+    from spine
+    left join exposure
+        on
+            spine.household_id = exposure.household_id
+            and spine.as_of_date = exposure.as_of_date
     left join use
         on
-            exposure.household_id = use.household_id
-            and exposure.as_of_date = use.as_of_date
+            spine.household_id = use.household_id
+            and spine.as_of_date = use.as_of_date
 )
 
 select * from campaigning

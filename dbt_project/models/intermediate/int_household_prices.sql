@@ -17,6 +17,7 @@ with spine as (
 
 as_of_dates as (
     select * from {{ ref('int_as_of_dates') }}
+    where {{ only_new_as_of_dates('as_of_date') }}
 ),
 
 days as (
@@ -101,10 +102,14 @@ deflated as (
 
 prices as (
     select
-        household_id,
-        as_of_date,
-        {{ usd('sum(real_spend_cents)') }} / nullif(sum(units_count), 0) as unit_price_3m_real_usd
-    from deflated
+        spine.household_id,
+        spine.as_of_date,
+        {{ usd('sum(deflated.real_spend_cents)') }} / nullif(sum(deflated.units_count), 0) as unit_price_3m_real_usd
+    from spine
+    left join deflated
+        on
+            spine.household_id = deflated.household_id
+            and spine.as_of_date = deflated.as_of_date
     group by 1, 2
 )
 
