@@ -33,21 +33,22 @@ def refuse_broken_contracts(project: Project, where: Paths) -> None:
     if where.owner.is_file() and where.owner.read_text().strip() != project.name:
         return
     faults = []
-    for score in project.scores:
-        try:
-            served = store.current(where.generations, score.name)
-            if served is None:
+    with duckdb.connect() as connection:
+        for score in project.scores:
+            try:
+                served = store.current(where.generations, score.name)
+                if served is None:
+                    continue
+                card = load_card(where.generations / score.name / served)
+            except (store.CorruptGeneration, CorruptModel):  # published anew by a run; /health/ready tells meanwhile
                 continue
-            card = load_card(where.generations / score.name / served)
-        except (store.CorruptGeneration, CorruptModel):  # it is published anew by a run; /health/ready tells meanwhile
-            continue
-        if card.kind == score.kind:
-            faults += _broken(score, card)
+            if card.kind == score.kind:
+                faults += _broken(connection, score, card)
     if faults:
         raise BrokenContract("\n".join(faults))
 
 
-def _broken(score: Score, card: "Card") -> list[str]:
+def _broken(connection: warehouse.Connection, score: Score, card: "Card") -> list[str]:
     """What the champion with this card misses in the score's feature model as it is declared now."""
     declared = {feature.name: feature.data_type for feature in score.model_columns}
     needs = f"version {card.version} of score '{score.name}', the champion, needs it"
@@ -64,7 +65,7 @@ def _broken(score: Score, card: "Card") -> list[str]:
         if feature.name not in declared:
             faults.append(f"{model}: column '{feature.name}' is gone, but {needs}; {way.format(feature.name)}")
             continue
-        now = _kind(declared[feature.name])
+        now = _kind(connection, declared[feature.name])
         if now != kinds[feature.name]:
             faults.append(
                 f"{model}: column '{feature.name}' is declared as {declared[feature.name]}, which is read as"
@@ -74,13 +75,12 @@ def _broken(score: Score, card: "Card") -> list[str]:
     return faults
 
 
-def _kind(data_type: str) -> str | None:
+def _kind(connection: warehouse.Connection, data_type: str) -> str | None:
     """How a model reads a column of a declared type; None if it can't."""
     from ml.encoding import column_type
     from ml.values import UnknownType, arrow_type
 
     try:
-        with duckdb.connect() as connection:
-            return column_type(arrow_type(warehouse.canonical_type(connection, data_type)))
+        return column_type(arrow_type(warehouse.canonical_type(connection, data_type)))
     except (duckdb.Error, UnknownType):
         return None

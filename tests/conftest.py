@@ -1,14 +1,19 @@
 """Whole runs that several tests look at: each is made once a session, the way a user makes it."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import msgspec
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
+
+from serving import store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "dbt_project"
@@ -97,3 +102,29 @@ def copy_of(run: Run, folder: Path) -> Run:
     shutil.copytree(run.project, folder / "project")
     shutil.copytree(run.data, folder / "data")
     return msgspec.structs.replace(run, project=folder / "project", data=folder / "data")
+
+
+def query(run: Run, sql: str) -> list[tuple[Any, ...]]:
+    """Rows of a run's warehouse."""
+    with duckdb.connect(str(run.data / "warehouse.duckdb"), read_only=True) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def materialize(run: Run, key: str) -> subprocess.CompletedProcess[str]:
+    """One asset alone, as the UI's button does it."""
+    dagster = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize", "--select", f'key:"{key}"']
+    return subprocess.run(
+        [*dagster, "--module-name", "orchestration.definitions"],
+        cwd=REPOSITORY,
+        env={**environment_of(run.project, run.data, run.home), "DAGSTER_HOME": str(run.data / "dagster")},
+        capture_output=True,
+        text=True,
+    )
+
+
+def served_rows(run: Run, score: str) -> tuple[store.Generation, list[tuple[str, str, float]]]:
+    """What is served: the generation, and each customer's id, band and value."""
+    name = store.current(run.data / "generations", score)
+    with store.open_store(run.data / "generations" / score / str(name)) as opened:
+        rows = [json.loads(opened.get(key) or b"") for key, _ in opened.sample(10**9)]
+    return opened.generation, [(row["customer_id"], row["band"], row["value"]) for row in rows]

@@ -5,32 +5,14 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
 
 from serving import store
-from tests.conftest import LOANS, REPOSITORY, SAMPLE, Run, copy_of, environment_of
+from tests.conftest import LOANS, SAMPLE, Run, copy_of, environment_of, materialize, query
 
 NEWEST = date(2018, 1, 1)
-
-
-def query(run: Run, sql: str) -> list[tuple[Any, ...]]:
-    with duckdb.connect(str(run.data / "warehouse.duckdb"), read_only=True) as connection:
-        return connection.execute(sql).fetchall()
-
-
-def materialize(run: Run, key: str) -> subprocess.CompletedProcess[str]:
-    """One asset alone, as the UI's button does it."""
-    dagster = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize", "--select", f'key:"{key}"']
-    return subprocess.run(
-        [*dagster, "--module-name", "orchestration.definitions"],
-        cwd=REPOSITORY,
-        env={**environment_of(run.project, run.data, run.home), "DAGSTER_HOME": str(run.data / "dagster")},
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_each_feature_of_the_sample_is_told_as_a_plain_count_tells_it(sample_run: Run) -> None:
@@ -178,7 +160,7 @@ def test_a_feature_that_jumps_stops_the_scores_made_of_it_and_no_others(loans_ru
     made = materialize(run, "predictions/default_risk")
     assert made.returncode == 0, made.stderr
     assert {score: store.current(run.data / "generations", score) for score in served} == served
-    assert run.again(LOANS).code == 0
+    assert run.again(LOANS).code == 0, "sound again, its checks pass"
 
 
 def test_both_projects_count_in_the_same_way() -> None:

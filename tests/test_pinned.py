@@ -6,11 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import duckdb
 import pytest
 
-from tests.conftest import REPOSITORY, Run, copy_of, environment_of
+from tests.conftest import LOANS, REPOSITORY, Run, copy_of, environment_of, query, served_rows
 
+SCORE = "default_risk"
+VERSIONS = (
+    "select version, promoted_at is not null, champion_metrics is not null, contract from ml.model_versions"
+    f" where score = '{SCORE}' order by version"
+)
 MODEL = Path("models/risk_features/loan_features.sql")
 CONTRACT = Path("models/risk_features/risk_features.yml")
 
@@ -81,12 +85,18 @@ def test_a_column_that_a_champion_needs_can_not_go_or_change(
     assert (run.data / "warehouse.duckdb").read_bytes() == before, "nothing was loaded or built"
 
 
-def test_a_new_column_is_free_and_one_goes_once_a_champion_was_trained_without_it(
+def test_a_new_column_is_free_and_one_goes_once_a_champion_was_trained_without_it_and_may_come_back(
     loans_run: Run, tmp_path: Path
 ) -> None:
     run = copy_of(loans_run, tmp_path)
+    (run.data / "generations" / "of_yore").mkdir()
+    (run.data / "generations" / "of_yore" / "CURRENT").write_text("g1\n")
     exposures = run.project / "models" / "scores.yml"
-    changed(exposures, (r"(features: loan_features\n)", r"\1          exclude: [is_joint_account]\n"))
+    changed(
+        exposures,
+        (r"(features: loan_features\n)", r"\1          exclude: [is_joint_account]\n"),
+        (r"\{watch: 0\.15, elevated: 0\.05, normal: 0\.0\}", "{seen: 0.3, unseen: 0.0}"),
+    )
     changed(
         run.project / MODEL,
         (r"(        accounts\.is_joint_account,\n)", r"\1        accounts.is_joint_account as has_another,\n"),
@@ -101,18 +111,30 @@ def test_a_new_column_is_free_and_one_goes_once_a_champion_was_trained_without_i
     assert check(run).returncode == 0
     first = run.again()
     assert first.code == 0, first.printed
-    with duckdb.connect(str(run.data / "warehouse.duckdb"), read_only=True) as connection:
-        versions = connection.execute(
-            "select version, promoted_at is not null, champion_metrics is not null, contract from ml.model_versions"
-            " where score = 'default_risk' order by version"
-        ).fetchall()
+    assert "of_yore is served on, but no longer declared" in first.printed.replace("\n", " ")
+    versions = query(run, VERSIONS)
     assert [version[:2] for version in versions] == [(1, True), (2, True)], first.printed
     assert versions[1][2], "the champion was compared on the same rows, though it reads what is excluded now"
     assert versions[0][3] != versions[1][3]
+    generation, rows = served_rows(run, SCORE)
+    assert generation.model_version == 2
+    features = {feature.name for feature in generation.features}
+    assert "is_joint_account" not in features and "has_another" in features
+    assert [band for _, band, _ in rows] == ["seen" if value >= 0.3 else "unseen" for _, _, value in rows]
+    counted = {name: sum(band == name for _, band, _ in rows) for name in ("seen", "unseen")}
+    assert generation.band_counts == counted and all(counted.values())
+
     changed(exposures, (r"          exclude: \[is_joint_account\]\n", ""))
     without_the_joint_account(run.project)
     second = run.again()
     assert second.code == 0, second.printed
+
+    back = run.again(LOANS)
+    assert back.code == 0, back.printed
+    assert [version[:2] for version in query(run, VERSIONS)] == [(1, True), (2, True), (3, True)]
+    generation, rows = served_rows(run, SCORE)
+    assert generation.model_version == 3
+    assert rows == served_rows(loans_run, SCORE)[1]  # trained on the same rows, it is the same model
 
 
 def test_a_champion_scores_on_while_what_is_excluded_has_not_passed_the_gate(loans_run: Run, tmp_path: Path) -> None:

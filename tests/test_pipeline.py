@@ -20,15 +20,10 @@ from litestar.testing import TestClient
 
 from serving import store
 from serving.app import create_app
-from tests.conftest import LOANS, REPOSITORY, SAMPLE, Run, copy_of, environment_of
+from tests.conftest import LOANS, REPOSITORY, SAMPLE, Run, copy_of, environment_of, materialize, query, served_rows
 
 SCORE = "default_risk"
 VERSIONS = f"select version, promoted_at is not null from ml.model_versions where score = '{SCORE}' order by 1"
-
-
-def query(run: Run, sql: str) -> list[tuple[Any, ...]]:
-    with duckdb.connect(str(run.data / "warehouse.duckdb"), read_only=True) as connection:
-        return connection.execute(sql).fetchall()
 
 
 def contents(run: Run) -> dict[str, tuple[Any, ...]]:
@@ -306,10 +301,6 @@ def test_a_failing_data_test_stops_what_is_downstream(loans_run: Run, tmp_path: 
     assert later.returncode != 0
     told = re.search(r"not made, as a check of what it comes from failed last: (.*)\. What was published", later.stderr)
     assert told is not None and "assert_there_are_no_loans" in told[1], later.stderr
-    (run.project / "tests" / "assert_there_are_no_loans.sql").write_text(
-        "select 1 from {{ ref('loan_features') }} where false"
-    )
-    assert run.again().code == 0
 
 
 def test_a_source_whose_test_failed_is_built_on_again_once_its_data_is_mended(loans_run: Run, tmp_path: Path) -> None:
@@ -324,25 +315,6 @@ def test_a_source_whose_test_failed_is_built_on_again_once_its_data_is_mended(lo
     file.write_bytes(whole)
     mended = run.again()
     assert mended.code == 0, mended.printed
-
-
-def materialize(run: Run, key: str) -> subprocess.CompletedProcess[str]:
-    """One asset alone, as the UI's button does it."""
-    return subprocess.run(
-        [
-            str(Path(sys.executable).parent / "dagster"),
-            "asset",
-            "materialize",
-            "--select",
-            f'key:"{key}"',
-            "--module-name",
-            "orchestration.definitions",
-        ],
-        cwd=REPOSITORY,
-        env={**environment_of(run.project, run.data, run.home), "DAGSTER_HOME": str(run.data / "dagster")},
-        capture_output=True,
-        text=True,
-    )
 
 
 def gate_of(run: Run, old: str, new: str) -> None:
@@ -374,38 +346,6 @@ def test_a_gate_raised_beyond_reach_refuses_and_the_champion_goes_on(loans_run: 
     assert str(store.current(run.data / "generations", SCORE)).startswith(str(served)[:13])
 
 
-def served_rows(run: Run) -> tuple[store.Generation, list[tuple[str, str, float]]]:
-    """What is served: the generation, and each customer's id, band and value."""
-    name = store.current(run.data / "generations", SCORE)
-    with store.open_store(run.data / "generations" / SCORE / str(name)) as opened:
-        rows = [json.loads(opened.get(key) or b"") for key, _ in opened.sample(10**9)]
-    return opened.generation, [(row["customer_id"], row["band"], row["value"]) for row in rows]
-
-
-def test_a_feature_left_out_and_bands_moved_are_served_and_so_is_their_return(loans_run: Run, tmp_path: Path) -> None:
-    run = copy_of(loans_run, tmp_path)
-    (run.data / "generations" / "of_yore").mkdir()
-    (run.data / "generations" / "of_yore" / "CURRENT").write_text("g1\n")
-    gate_of(run, "features: loan_features\n", "features: loan_features\n          exclude: [is_joint_account]\n")
-    gate_of(run, "{watch: 0.15, elevated: 0.05, normal: 0.0}", "{seen: 0.3, unseen: 0.0}")
-    changed = run.again()
-    assert changed.code == 0, changed.printed
-    assert "of_yore is served on, but no longer declared" in changed.printed.replace("\n", " ")
-    generation, rows = served_rows(run)
-    assert generation.model_version == 2 and "champion_roc_auc" in changed.printed
-    assert "is_joint_account" not in {feature.name for feature in generation.features}
-    assert [band for _, band, _ in rows] == ["seen" if value >= 0.3 else "unseen" for _, _, value in rows]
-    counted = {name: sum(band == name for _, band, _ in rows) for name in ("seen", "unseen")}
-    assert generation.band_counts == counted and all(counted.values())
-
-    back = run.again(LOANS)
-    assert back.code == 0, back.printed
-    assert query(run, VERSIONS) == [(version, True) for version in (1, 2, 3)]
-    generation, rows = served_rows(run)
-    assert generation.model_version == 3
-    assert rows == served_rows(loans_run)[1]  # trained on the same rows, it is the same model
-
-
 def test_a_score_that_becomes_an_amount_starts_anew(loans_run: Run, tmp_path: Path) -> None:
     run = copy_of(loans_run, tmp_path)
     gate_of(run, "kind: probability", "kind: amount")
@@ -414,7 +354,7 @@ def test_a_score_that_becomes_an_amount_starts_anew(loans_run: Run, tmp_path: Pa
     gate_of(run, "roc_auc >= champion_roc_auc - 0.02", "r2 >= champion_r2 - 0.02")
     changed = run.again()
     assert changed.code == 0, changed.printed
-    generation, _ = served_rows(run)
+    generation, _ = served_rows(run, SCORE)
     assert (generation.kind, generation.model_version) == ("amount", 2)
     gate_of(run, "r2 >= -5", "r2 >= 5")  # the reigning version goes on under a gate that came later, and that is told
     refused = run.again()
@@ -428,16 +368,16 @@ def test_a_date_withdrawn_and_a_model_lost_are_made_good(loans_run: Run, tmp_pat
     settings.write_text(settings.read_text().replace("today: '2024-07-01'", "today: '2024-08-01'"))
     ahead = run.again()
     assert ahead.code == 0, ahead.printed
-    assert str(served_rows(run)[0].as_of_date) == "2024-08-01"
+    assert str(served_rows(run, SCORE)[0].as_of_date) == "2024-08-01"
     shutil.rmtree(run.data / "models")
     back = run.again(LOANS)
     assert back.code == 0, back.printed
-    generation, rows = served_rows(run)
+    generation, rows = served_rows(run, SCORE)
     assert str(generation.as_of_date) == "2024-07-01"
     assert query(run, f"select max(as_of_date)::varchar from predictions.{SCORE} where model_version = 3") == [
         ("2024-07-01",)
     ]
-    assert len(rows) == len(served_rows(loans_run)[1])
+    assert len(rows) == len(served_rows(loans_run, SCORE)[1])
 
 
 def test_without_a_champion_nobody_is_scored_and_the_condition_is_told(loans_run: Run, tmp_path: Path) -> None:
@@ -474,14 +414,8 @@ def test_a_declaration_mistaken_is_one_line_before_anything_runs(loans_run: Run,
     assert "✓" not in mistaken.printed
 
 
-@pytest.mark.parametrize("moment", ["dbt_build", f"models__{SCORE}", f"generations__{SCORE}"])
-def test_a_run_killed_at_any_moment_is_completed_by_the_next(loans_run: Run, tmp_path: Path, moment: str) -> None:
-    run = copy_of(loans_run, tmp_path)
-    label = run.project / "models" / "risk_labels" / "loan_default_90d.sql"
-    label.write_text(
-        label.read_text().rstrip() + "\nwhere loan_no <> (select min(loan_no) from {{ ref('stg_bank__loans') }})\n"
-    )
-    served = store.current(run.data / "generations", SCORE)
+def kill_at(run: Run, moment: str) -> None:
+    """Begins a run, and kills it with all it has started as a step begins."""
     before = set((run.data / "logs").iterdir())
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestration.run"],
@@ -498,8 +432,19 @@ def test_a_run_killed_at_any_moment_is_completed_by_the_next(loans_run: Run, tmp
     assert process.poll() is None, "the run ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert store.current(run.data / "generations", SCORE) == served
-    store.verify(run.data / "generations" / SCORE / str(served))
+
+
+def test_runs_killed_at_one_moment_after_the_other_are_completed_by_the_next(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    label = run.project / "models" / "risk_labels" / "loan_default_90d.sql"
+    label.write_text(
+        label.read_text().rstrip() + "\nwhere loan_no <> (select min(loan_no) from {{ ref('stg_bank__loans') }})\n"
+    )
+    served = store.current(run.data / "generations", SCORE)
+    for moment in ("dbt_build", f"models__{SCORE}", f"predictions__{SCORE}", f"generations__{SCORE}"):
+        kill_at(run, moment)
+        assert store.current(run.data / "generations", SCORE) == served, moment
+        store.verify(run.data / "generations" / SCORE / str(served))
 
     completed = run.again()
     assert completed.code == 0, completed.printed

@@ -7,9 +7,7 @@ import sys
 from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -20,14 +18,9 @@ from litestar.testing import TestClient
 from ml import training
 from orchestration.project import load_project, paths
 from serving.app import create_app
-from tests.conftest import REPOSITORY, SAMPLE, Run, environment_of
+from tests.conftest import REPOSITORY, SAMPLE, Run, environment_of, query
 
 LEAST = {"lapse_risk": ("roc_auc", 0.87), "coupon_response": ("roc_auc", 0.90), "expected_spend": ("r2", 0.68)}
-
-
-def query(run: Run, sql: str) -> list[tuple[Any, ...]]:
-    with duckdb.connect(str(run.data / "warehouse.duckdb"), read_only=True) as connection:
-        return connection.execute(sql).fetchall()
 
 
 @pytest.mark.parametrize("score", LEAST)

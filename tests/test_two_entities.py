@@ -1,27 +1,20 @@
 """A bank scores its loans, keyed by branch and number, and its accounts, keyed by their number, in one project."""
 
 from datetime import date
-from typing import Any
 from urllib.parse import quote
 
-import duckdb
 import pytest
 from litestar.testing import TestClient
 
 from serving import store
 from serving.app import create_app
-from tests.conftest import Run
+from tests.conftest import Run, query
 
 # Score -> the columns of its entity, and the feature model that has them.
 ENTITIES = {
     "default_risk": (["branch_code", "loan_no"], "loan_features"),
     "expected_card_spend": (["account_no"], "account_features"),
 }
-
-
-def query(run: Run, sql: str) -> list[tuple[Any, ...]]:
-    with duckdb.connect(str(run.data / "warehouse.duckdb"), read_only=True) as connection:
-        return connection.execute(sql).fetchall()
 
 
 @pytest.mark.parametrize("score", ENTITIES)
