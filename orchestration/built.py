@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ def _file(where: Paths) -> Path:
 def read_built(where: Paths) -> Definitions:
     """By which definition each model was built, as far as that is known."""
     return read_json(_file(where))
+
+
+def last_built(where: Paths) -> datetime | None:
+    """When that was last entered, UTC: a build of dbt ended then."""
+    try:
+        return datetime.fromtimestamp(_file(where).stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
 
 
 def write_built(where: Paths, built: Definitions) -> None:

@@ -18,7 +18,7 @@ from orchestration.warehouse import Connection
 
 # Rows of either side that the report reads: enough to see a shift of a few percent, few enough for any table's size.
 SAMPLED = 2000
-# Features on the page, besides the score: the time and size of Evidently's page grow with the columns, not the rows.
+# Features with charts, besides the score: the time and size of Evidently's page grow with the columns, not the rows.
 CHARTED = 20
 # What the score is called beside the features, of which one may be called "score".
 PREDICTION = "the score"
@@ -27,7 +27,8 @@ PREDICTION = "the score"
 def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str, Any]:
     """Writes the drift report of the newest as-of date, unless it is there; its path, metrics, whether it is new.
 
-    The reference is the champion's own training set, scored by it; compared are the score and its strongest features.
+    The reference is the champion's own training set, scored by it; compared are the score and all its features, of
+    which those that move it most have charts.
     The files are drift.html and drift.json in `reports/<score>/<as-of date>`.
     Raises `ScoringError` if the score has no predictions.
     """
@@ -56,12 +57,12 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     day = newest.date() if isinstance(newest, datetime) else newest
     card = load_card(where, score, champion["version"])
     types = {column.name: column.type for column in card.encoder.columns}
-    charted = list(card.importance)[:CHARTED]
+    features = [*card.importance, *(name for name in types if name not in card.importance)]
     same_entity = " and ".join(
         f"predictions.{column} = features.{column}" for column in map(warehouse.name, score.entity)
     )
     current_query = f"""
-        select {warehouse.names(charted, "features")}, predictions.score as {warehouse.name(PREDICTION)}
+        select {warehouse.names(features, "features")}, predictions.score as {warehouse.name(PREDICTION)}
         from {warehouse.name(score.features_schema, score.features)} as features
         inner join {predictions} as predictions
             on predictions.as_of_date = features.{as_of} and {same_entity}
@@ -104,9 +105,11 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
         reference,
         connection.sql(current_query).to_arrow_table(),
         title=f"{score.title}: drift at {day}",
-        columns={name: "category" if types[name] in ("category", "boolean") else "number" for name in charted},
+        columns={name: "category" if types[name] in ("category", "boolean") else "number" for name in features},
         prediction=PREDICTION,
-        columns_name=f"the score and the {len(charted)} of its {len(types)} features that move it most",
+        columns_name=f"the score and its {len(features)} features"
+        + (f"; charts of the {CHARTED} that move it most" if len(features) > CHARTED else ""),
+        charted=CHARTED,
         reference_name=f"what version {champion['version']} learned from,"
         f" {champion['train_from']} to {champion['train_to']}",
         current_name=f"the customers scored at {day}",

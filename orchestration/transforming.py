@@ -27,7 +27,7 @@ from sqlglot.errors import SqlglotError
 from ml.declarations import Project
 from orchestration import warehouse
 from orchestration.backfilling import Backfill, backfill_of, built_again
-from orchestration.built import as_defined, read_built, redefined, write_built
+from orchestration.built import as_defined, definitions, last_built, read_built, redefined, write_built
 from orchestration.checks import refuse_unsound
 from orchestration.figures import create_tables
 from orchestration.lineage import column_lineage
@@ -109,6 +109,8 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
         built = as_defined(manifest, read_built(where), shrunk=shrunk)
         selected = context.selected_asset_keys
         outdated = [unique_id for unique_id in _outdated(manifest, built, shrunk, where) if keys[unique_id] in selected]
+        all_built = built.keys() >= definitions(manifest).keys()
+        is_news = config.full_refresh or backfill is not None or not all_built or _has_arrived(where)
         if outdated:
             told = ", ".join(manifest["nodes"][unique_id]["name"] for unique_id in outdated)
             context.log.info(f"building from scratch: {told} as now defined, and from what there is now, differ")
@@ -118,8 +120,8 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
             arguments += ["--vars", json.dumps(backfill.dbt_variables)]
         events, failure = [], None
         with ThreadPoolExecutor() as beside:
-            # dbt works in a process of its own: time enough for what the scores' steps are going to import.
-            importing = [beside.submit(importlib.import_module, module) for module in IMPORTED_LATER]
+            # dbt works in a process of its own: time enough for what the scores' steps import if they have work.
+            importing = [beside.submit(importlib.import_module, name) for name in IMPORTED_LATER if is_news]
             invocation = dbt.cli(
                 [*arguments, *(["--full-refresh"] if config.full_refresh or outdated else [])], context=context
             )
@@ -165,6 +167,15 @@ def _shrunk(manifest: Mapping[str, Any], where: Paths) -> dict[str, str]:
         for source in manifest["sources"].values()
         if (source["schema"], source["identifier"]) in last
     }
+
+
+def _has_arrived(where: Paths) -> bool:
+    """Whether a batch of rows has landed since dbt built last."""
+    last = last_built(where)
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        create_tables(connection)
+        (newest,) = warehouse.one(connection, "select max(loaded_at) from quality.source_metrics")
+    return last is None or (newest is not None and newest >= last)
 
 
 def _explained(failure: Exception, invocation: DbtCliInvocation) -> Exception:

@@ -68,6 +68,7 @@ def drift_report(
     reference_name: str = "the reference rows",
     current_name: str = "the current rows",
     drawn_from: tuple[int, int] | None = None,
+    charted: int | None = None,
     sample: int = 2000,
     seed: int = 0,
 ) -> DriftReport:
@@ -78,10 +79,11 @@ def drift_report(
     `columns` says how each is compared; booleans go as categories, dates as either. A null category counts as a
     category of its own, a null number is left out, and so is a column without any value on both sides; one with
     values on one side only has drifted. Of many categories the 50 most frequent are told apart. `prediction` names
-    the score's column in both tables, which is compared first. `reference_name` and `current_name` say on the page
-    what is compared. Evidently chooses the method by type and size
-    (docs.evidentlyai.com/metrics/customize_data_drift). Raises `ValueError` naming what is missing if a side has no
-    rows or lacks a column.
+    the score's column in both tables, which is compared first. The first `charted` columns are on the page with charts
+    (all of them if it is None), the others are measured in the same way: charts take most of the time and nearly all
+    of the page. `reference_name` and `current_name` say on the page what is compared. Evidently chooses the method by
+    type and size (docs.evidentlyai.com/metrics/customize_data_drift). Raises `ValueError` naming what is missing if a
+    side has no rows or lacks a column.
     """
     kinds = {**({prediction: "number"} if prediction else {}), **columns}
     for table, name in ((reference, reference_name), (current, current_name)):
@@ -95,10 +97,12 @@ def drift_report(
     _merge_rare(before, after, kinds)
     drifts = {name: _without_values(before[name], after[name]) for name in kinds}
     compared = [name for name in kinds if drifts[name] is None]
-    page = "<html><head></head><body></body></html>"
-    if compared:
-        page, measured = _evidently(before[compared], after[compared], kinds)
+    most = None if charted is None else charted + bool(prediction)
+    on_page, page = [name for name in list(kinds)[:most] if name in compared], "<html><head></head><body></body></html>"
+    if on_page:
+        page, measured = _evidently(before[on_page], after[on_page], kinds)
         drifts |= measured
+    drifts |= {name: _measure(before[name], after[name], kinds[name]) for name in compared if name not in on_page}
     found = {name: drift for name, drift in drifts.items() if drift is not None}
     metrics = _metrics(found)
     facts: dict[str, float | str] = {
@@ -183,6 +187,22 @@ def _evidently(
         if "column" in config:
             found[config["column"]] = _drift(config["method"], float(metric["value"]), float(config["threshold"]))
     return page, found
+
+
+def _measure(before: "pd.Series[Any]", after: "pd.Series[Any]", kind: str) -> _Drift:
+    """What `_evidently` finds of one column, without its charts: this is what Evidently's own metrics call."""
+    import warnings
+
+    from evidently.legacy.calculations.stattests.registry import get_stattest
+    from evidently.legacy.core import ColumnType
+
+    of_type = ColumnType.Numerical if kind == "number" else ColumnType.Categorical
+    before, after = before.dropna(), after.dropna()
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of its statistics on constant columns
+        test = get_stattest(before, after, of_type, None)
+        result = test(before, after, of_type, None)
+    return _drift(test.display_name, float(result.drift_score), float(result.actual_threshold))
 
 
 def _drift(method: str, score: float, threshold: float) -> _Drift:

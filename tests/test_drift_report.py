@@ -112,6 +112,16 @@ def test_a_shifted_number_and_a_renamed_category_are_each_named(changed: DriftRe
     assert told(changed)["Drifted"].partition(" (")[0] == "2 of 5 columns: spend, colour"
 
 
+def test_columns_without_charts_are_measured_like_those_with_them(changed: DriftReport) -> None:
+    rows = with_column(table(2), "spend", pc.multiply(table(2).column("spend"), 1.5))
+    rows = with_column(rows, "colour", pc.replace_substring(rows.column("colour"), "green", "lime"))
+    for charted in (0, 1, 3, 99):
+        found = report(rows, charted=charted)
+        assert found.metrics == changed.metrics
+        assert told(found) == told(changed)
+        assert [name for name in COLUMNS if f'"{name}"' in found.html] == list(COLUMNS)[:charted]
+
+
 def test_every_column_has_its_score_method_and_verdict(unchanged: DriftReport) -> None:
     for name in ("score", *COLUMNS):
         score, method, verdict = (unchanged.metrics[f"column.{name}.{what}"] for what in ("score", "method", "verdict"))
