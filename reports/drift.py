@@ -2,6 +2,7 @@
 
 import html
 import json
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,15 +96,10 @@ def drift_report(
     before = _frame(_sample(reference, sample, seed), kinds)
     after = _frame(_sample(current, sample, seed + 1), kinds)
     _merge_rare(before, after, kinds)
-    drifts = {name: _without_values(before[name], after[name]) for name in kinds}
-    compared = [name for name in kinds if drifts[name] is None]
+    found = {name: _measure(before[name], after[name], kind) for name, kind in kinds.items()}
     most = None if charted is None else charted + bool(prediction)
-    on_page, page = [name for name in list(kinds)[:most] if name in compared], "<html><head></head><body></body></html>"
-    if on_page:
-        page, measured = _evidently(before[on_page], after[on_page], kinds)
-        drifts |= measured
-    drifts |= {name: _measure(before[name], after[name], kinds[name]) for name in compared if name not in on_page}
-    found = {name: drift for name, drift in drifts.items() if drift is not None}
+    compared = [name for name in list(kinds)[:most] if found[name].score is not None]
+    page = _charts(before[compared], after[compared], kinds) if compared else "<html><head></head><body></body></html>"
     metrics = _metrics(found)
     facts: dict[str, float | str] = {
         "columns": columns_name,
@@ -154,23 +150,39 @@ def _merge_rare(before: "pd.DataFrame", after: "pd.DataFrame", kinds: Mapping[st
                 frame[name] = frame[name].where(frame[name].isin(kept), OTHER)
 
 
-def _without_values(before: "pd.Series[Any]", after: "pd.Series[Any]") -> _Drift | None:
-    """The verdict on a column that Evidently can't compare, else None. A category always has values: null is one."""
-    had, has = bool(before.notna().any()), bool(after.notna().any())
-    if had and has:
-        return None
-    if had or has:
-        return _Drift(f"values in the {'reference' if had else 'current'} rows only", "drifted")
-    return _Drift("no values", "not compared")
+def _measure(before: "pd.Series[Any]", after: "pd.Series[Any]", kind: str) -> _Drift:
+    """Evidently's choice of a method, what it gives, and the verdict. A category always has values: null is one."""
+    from evidently.legacy.calculations.stattests.registry import get_stattest  # what its metrics of today rest on
+    from evidently.legacy.core import ColumnType
+
+    before, after = before.dropna(), after.dropna()
+    if before.empty and after.empty:
+        return _Drift("no values", "not compared")
+    if before.empty or after.empty:
+        return _Drift(f"values in the {'current' if before.empty else 'reference'} rows only", "drifted")
+    of_type = ColumnType.Numerical if kind == "number" else ColumnType.Categorical
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of its statistics on constant columns
+        method = get_stattest(before, after, of_type, None)
+        result = method(before, after, of_type, None)
+    score, threshold, name = float(result.drift_score), float(result.actual_threshold), method.display_name
+    if not np.isfinite(score):
+        return _Drift(name, "not compared")
+    return _Drift(
+        name, "drifted" if (score < threshold if "p_value" in name else score >= threshold) else "stable", score
+    )
 
 
-def _evidently(
-    before: "pd.DataFrame", after: "pd.DataFrame", kinds: Mapping[str, str]
-) -> tuple[str, dict[str, _Drift]]:
-    import warnings
-
+def _charts(before: "pd.DataFrame", after: "pd.DataFrame", kinds: Mapping[str, str]) -> str:
+    """Evidently's page of these columns."""
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
+
+    class Table(DataDriftPreset):
+        """Without a metric and its chart per column, which the preset's page does not show and which take half."""
+
+        def generate_metrics(self, context: Any) -> Any:
+            return super().generate_metrics(context)[:1]
 
     definition = DataDefinition(
         numerical_columns=[str(name) for name in before if kinds[str(name)] == "number"],
@@ -178,38 +190,10 @@ def _evidently(
     )
     datasets = [Dataset.from_pandas(frame, data_definition=definition) for frame in (after, before)]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of its statistics on constant columns
-        snapshot = Report([DataDriftPreset(drift_share=SHARE_OF_A_DRIFTED_TABLE)]).run(*datasets)
-        page = snapshot.get_html_str(as_iframe=False).replace(json.dumps(LESS_THAN)[1:-1], r"\u003c")
-    found = {}
-    for metric in snapshot.dict()["metrics"]:
-        config = metric["config"]
-        if "column" in config:
-            found[config["column"]] = _drift(config["method"], float(metric["value"]), float(config["threshold"]))
-    return page, found
-
-
-def _measure(before: "pd.Series[Any]", after: "pd.Series[Any]", kind: str) -> _Drift:
-    """What `_evidently` finds of one column, without its charts: this is what Evidently's own metrics call."""
-    import warnings
-
-    from evidently.legacy.calculations.stattests.registry import get_stattest
-    from evidently.legacy.core import ColumnType
-
-    of_type = ColumnType.Numerical if kind == "number" else ColumnType.Categorical
-    before, after = before.dropna(), after.dropna()
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of its statistics on constant columns
-        test = get_stattest(before, after, of_type, None)
-        result = test(before, after, of_type, None)
-    return _drift(test.display_name, float(result.drift_score), float(result.actual_threshold))
-
-
-def _drift(method: str, score: float, threshold: float) -> _Drift:
-    if not np.isfinite(score):
-        return _Drift(method, "not compared")
-    drifted = score < threshold if "p_value" in method else score >= threshold
-    return _Drift(method, "drifted" if drifted else "stable", score)
+        warnings.simplefilter("ignore")
+        snapshot = Report([Table(drift_share=SHARE_OF_A_DRIFTED_TABLE)]).run(*datasets)
+        page: str = snapshot.get_html_str(as_iframe=False)
+    return page.replace(json.dumps(LESS_THAN)[1:-1], r"\u003c")
 
 
 def _metrics(drifts: Mapping[str, _Drift]) -> dict[str, float | str]:

@@ -7,8 +7,8 @@ import pytest
 
 from tests.conftest import LOANS, Run, copy_of, run_pipeline
 
-FEATURES = "features.household_features"
-OF_DATES = [FEATURES, "labels.household_lapse_28d", "labels.household_spend_28d", "intermediate.int_household_products"]
+PRODUCTS = "intermediate.int_household_products"
+OF_DATES = [PRODUCTS, "features.household_features", "labels.household_lapse_28d", "labels.household_spend_28d"]
 
 
 def differing_dates(before: Path, now: Path, table: str) -> list[str]:
@@ -32,11 +32,13 @@ def test_a_backfill_builds_its_dates_again_and_what_is_missing_but_no_other(samp
         # A hole and a lost newest date, in all that is kept by date; two dates whose rows went wrong.
         for table in OF_DATES:
             connection.execute(f"delete from {table} where as_of_date in ('2017-05-01', '2018-01-01')")
-        connection.execute(f"update {FEATURES} set spend_84d_usd = -1 where as_of_date in ('2017-06-05', '2017-07-10')")
+        connection.execute(
+            f"update {PRODUCTS} set products_count_84d = -1 where as_of_date in ('2017-06-05', '2017-07-10')"
+        )
     done = run_pipeline(mine.project, mine.data, mine.home, "--as-of-from", "2017-06-05", "--as-of-to", "2017-07-03")
     assert done.code == 0, done.printed
     assert "5 as-of dates built again, 11,933 rows" in done.printed
-    assert differing_dates(before, now, FEATURES) == ["2017-07-10"], "the one that was not asked for"
+    assert differing_dates(before, now, PRODUCTS) == ["2017-07-10"], "the one that was not asked for"
     for table in OF_DATES[1:]:
         assert differing_dates(before, now, table) == []
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from reports.drift import DriftReport, drift_report
+from reports.drift import DriftReport, _frame, drift_report
 from tests.small_data import with_column
 
 ROWS = 1200
@@ -112,7 +112,7 @@ def test_a_shifted_number_and_a_renamed_category_are_each_named(changed: DriftRe
     assert told(changed)["Drifted"].partition(" (")[0] == "2 of 5 columns: spend, colour"
 
 
-def test_columns_without_charts_are_measured_like_those_with_them(changed: DriftReport) -> None:
+def test_charts_are_of_the_first_columns_and_change_no_figure(changed: DriftReport) -> None:
     rows = with_column(table(2), "spend", pc.multiply(table(2).column("spend"), 1.5))
     rows = with_column(rows, "colour", pc.replace_substring(rows.column("colour"), "green", "lime"))
     for charted in (0, 1, 3, 99):
@@ -120,6 +120,28 @@ def test_columns_without_charts_are_measured_like_those_with_them(changed: Drift
         assert found.metrics == changed.metrics
         assert told(found) == told(changed)
         assert [name for name in COLUMNS if f'"{name}"' in found.html] == list(COLUMNS)[:charted]
+
+
+@pytest.mark.parametrize("rows", [300, ROWS])  # each has methods of its own
+def test_scores_are_those_of_evidentlys_metric(rows: int) -> None:
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
+
+    before, after = table(1, rows), with_column(table(2, rows), "spend", pc.multiply(table(2, rows)["spend"], 1.1))
+    definition = DataDefinition(
+        numerical_columns=[name for name, kind in COLUMNS.items() if kind == "number"],
+        categorical_columns=[name for name, kind in COLUMNS.items() if kind == "category"],
+    )
+    sides = [Dataset.from_pandas(_frame(side, COLUMNS), data_definition=definition) for side in (after, before)]
+    with np.errstate(all="ignore"):
+        measured = Report([ValueDrift(column=name) for name in COLUMNS]).run(*sides).dict()["metrics"]
+    found = report(after, before).metrics
+    for name, metric in zip(COLUMNS, measured, strict=True):
+        assert found[f"column.{name}.score"] == metric["value"]
+        assert found[f"column.{name}.method"] == metric["config"]["method"]
+        drifted = metric["value"] < metric["config"]["threshold"]
+        drifted = drifted if "p_value" in metric["config"]["method"] else not drifted
+        assert found[f"column.{name}.verdict"] == ("drifted" if drifted else "stable")
 
 
 def test_every_column_has_its_score_method_and_verdict(unchanged: DriftReport) -> None:
