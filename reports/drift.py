@@ -178,7 +178,7 @@ def _charts(before: "pd.DataFrame", after: "pd.DataFrame", kinds: Mapping[str, s
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    class Table(DataDriftPreset):
+    class Table(DataDriftPreset):  # type: ignore[misc]  # Evidently has no types
         """Without a metric and its chart per column, which the preset's page does not show and which take half."""
 
         def generate_metrics(self, context: Any) -> Any:
