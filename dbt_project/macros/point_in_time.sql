@@ -22,7 +22,7 @@
 
 {#
     A subquery: for each row of `spine` the newest row of `facts` that may be used on its as-of date: the spine's as_of and
-    all columns of `facts`.
+    all columns of `facts`, which may have a valid_from and a valid_to of their own.
 
         select * from {{ latest_as_of('spine', 'prices', key='product_id', as_of='as_of_date', …) }} as latest
 
@@ -33,8 +33,8 @@
     as_of: the spine's column, which the facts must not have. occurred, known: columns of the facts.
     then_by: a column that tells apart what happened and was known at the same time; its greatest counts.
 
-    The facts become intervals (valid_from, valid_to] once, by their own keys, and are then joined: no row of the spine
-    is multiplied by the history of its key, so that many dates cost little more than one.
+    The facts become intervals (pit_valid_from, pit_valid_to] once, by their own keys, and are then joined: no row of the
+    spine is multiplied by the history of its key, so that many dates cost little more than one.
 #}
 {% macro latest_as_of(spine, facts, key, as_of, occurred, known, then_by=none) -%}
     {%- set keys = [key] if key is string else key -%}
@@ -47,18 +47,18 @@
         select
             pit_known.*,
             -- The first moment at which one that happened later was known.
-            min(pit_known.valid_from) over (
+            min(pit_known.pit_valid_from) over (
                 partition by {{ keys | join(', ') }}
                 order by {{ occurred }} desc, {{ known }} desc{{ ', ' ~ then_by ~ ' desc' if then_by }}
                 rows between unbounded preceding and 1 preceding
-            ) as valid_to
+            ) as pit_valid_to
         from (
             select
                 pit_facts.*,
                 case
                     when {{ known }} > {{ occurred }} then cast({{ known }} as timestamp)
                     when {{ known }} is not null then cast({{ occurred }} as timestamp)
-                end as valid_from
+                end as pit_valid_from
             from {{ facts }} as pit_facts
         ) as pit_known
     ) as pit_valid
@@ -66,7 +66,7 @@
             {% for column in keys -%}
             pit_spine.{{ column }} = pit_valid.{{ column }}
             and {% endfor -%}
-            cast(pit_spine.{{ as_of }} as timestamp) > pit_valid.valid_from
-            and (pit_valid.valid_to is null or cast(pit_spine.{{ as_of }} as timestamp) <= pit_valid.valid_to)
+            cast(pit_spine.{{ as_of }} as timestamp) > pit_valid.pit_valid_from
+            and (pit_valid.pit_valid_to is null or cast(pit_spine.{{ as_of }} as timestamp) <= pit_valid.pit_valid_to)
 )
 {%- endmacro %}
