@@ -8,6 +8,7 @@ from orchestration.warehouse import Connection
 
 STORED = ("right_in_time", "stored")  # the table of the warehouse's rows, beside those computed anew
 CLOSE = 1e-9  # how far floating-point numbers may lie apart, relative: sums depend on the order of rows
+NOISE = 1e-12  # or relative to the column's largest: what cancels out leaves a rest of its own size each time
 
 
 class NotRecomputed(RuntimeError):
@@ -59,7 +60,9 @@ def compare(connection: Connection, score: Score, as_of: str) -> tuple[int, list
             if kind in ("DOUBLE", "FLOAT"):
                 # Infinite and no numbers are close to each other by this measure, so they have to be the same.
                 are_finite = f"isfinite({one}) and isfinite({other})"
-                are_close = f"abs({one} - {other}) <= {CLOSE} * greatest(abs({one}), abs({other}))"
+                largest = f"(select max(abs({one})) filter (isfinite({one})) from temp.compared)"
+                near = f"greatest({CLOSE} * abs({one}), {CLOSE} * abs({other}), {NOISE} * {largest})"
+                are_close = f"abs({one} - {other}) <= {near}"
                 differs += f" and not coalesce({are_finite} and {are_close}, false)"
             found += _difference(connection, column, differs, f"{one}::varchar", f"{other}::varchar")
     (rows,) = warehouse.one(connection, "select count(*) from temp.compared where stored is not null")

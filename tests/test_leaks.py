@@ -372,6 +372,19 @@ def test_values_are_compared_exactly_but_floating_point_ones(kind: str, stored: 
     assert (compared(rows(stored), rows(built)) == []) == is_same
 
 
+def test_what_cancels_out_is_as_close_to_0_as_sums_of_its_column_can_be() -> None:
+    def rows(change: str) -> str:
+        return f"(values (1, 250.0::double), (2, {change}::double), (3, null)) as t (customer_id, x)"
+
+    assert 0.1 + 0.2 - 0.3 != 0.3 - 0.2 - 0.1 != 0
+    assert (
+        compared(rows("0.1::double + 0.2::double - 0.3::double"), rows("0.3::double - 0.2::double - 0.1::double")) == []
+    )
+    assert compared(rows("0"), rows("5e-324")) == []
+    ((column, *_),) = compared(rows("0"), rows("0.000001"))
+    assert column == "x"
+
+
 def test_rows_that_only_one_side_has_are_told_with_their_key() -> None:
     found = compared("(values (1, 1), (2, 2)) as t (customer_id, x)", "(values (2, 2), (3, 3)) as t (customer_id, x)")
     assert found == [(None, 1, "customer_id 1", "a row", "none"), (None, 1, "customer_id 3", "none", "a row")]
