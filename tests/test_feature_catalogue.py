@@ -85,6 +85,22 @@ def test_what_has_not_changed_is_not_written_again_and_a_champion_reads_what_its
     assert use.importance is not None, "the champion was trained with it"
 
 
+def test_a_score_tells_its_own_model_anew_and_leaves_those_of_others(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    where = Paths(project=run.project, data=run.data)
+    project = load_project(where)
+    (loans,) = (score for score in project.scores if score.name == "default_risk")
+    with open_warehouse(where.warehouse) as connection:
+        connection.execute("update risk_features.loan_features set segment = null")
+        connection.execute("update risk_features.account_features set segment = null")
+        tell_features(connection, project, where, loans)
+        assert features_of(run, "loan_features")["segment"].null_share == 1
+        assert features_of(run, "account_features")["segment"].null_share < 1
+        (where.reports / FILE).unlink()
+        tell_features(connection, project, where, loans)
+    assert features_of(run, "account_features")["segment"].null_share == 1, "what nobody has told is told"
+
+
 def test_the_page_shows_each_model_its_features_and_what_leans_on_them(loans_run: Run) -> None:
     with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
         page = client.get("/features")
