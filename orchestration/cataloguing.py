@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -224,11 +224,16 @@ def _ranges(column: "pa.ChunkedArray") -> list[Bin]:
     """The shares of equal ranges from the first to the last percentile; what lies beyond is in the outermost."""
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from ml.values import LAST_DAY, LAST_MOMENT
 
     kind = column.type
     as_days = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
     if as_days:
-        column = column.cast(pa.date32()).cast(pa.int32())
+        whole, end = (pa.int32(), LAST_DAY) if pa.types.is_date(kind) else (pa.int64(), LAST_MOMENT)
+        column = column.filter(pc.less(pc.abs(column.cast(whole)), end))  # the ends of time are in no range
+        column = column.cast(pa.date32(), safe=False).cast(pa.int32())
     numbers = np.asarray(column.drop_null().cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
@@ -239,7 +244,7 @@ def _ranges(column: "pa.ChunkedArray") -> list[Bin]:
     shares, edges = np.histogram(np.clip(numbers, lowest, highest), bins=BINS if lowest < highest else 1)
 
     def told(number: float) -> str:
-        return str(date.fromordinal(int(number) + date(1970, 1, 1).toordinal())) if as_days else f"{number:,.4g}"
+        return str(np.datetime64(int(number), "D")) if as_days else f"{number:,.4g}"  # a date ends with the year 9999
 
     return [
         Bin(told=f"{told(left)} to {told(right)}" if left < right else told(left), share=float(count / len(numbers)))

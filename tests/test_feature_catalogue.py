@@ -101,6 +101,20 @@ def test_a_score_tells_its_own_model_anew_and_leaves_those_of_others(loans_run: 
     assert features_of(run, "account_features")["segment"].null_share == 1, "what nobody has told is told"
 
 
+def test_dates_at_the_ends_of_time_are_told_and_in_no_range(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    with open_warehouse(run.data / "warehouse.duckdb") as connection:
+        for_ever = "customer_since = 'infinity' where is_joint_account"
+        connection.execute(f"update risk_features.account_features set {for_ever}")
+        connection.execute("update risk_features.loan_features set opened_on = '12024-01-01' where has_guarantor")
+    told_again(run)
+    since = features_of(run, "account_features")["customer_since"]
+    assert since.maximum == "infinity"
+    assert all(piece.told < "2025" for piece in since.bins)
+    assert sum(piece.share for piece in since.bins) == pytest.approx(1)
+    assert features_of(run, "loan_features")["opened_on"].bins[-1].told.endswith("to 12024-01-01")
+
+
 def test_the_page_shows_each_model_its_features_and_what_leans_on_them(loans_run: Run) -> None:
     with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
         page = client.get("/features")
