@@ -1,14 +1,15 @@
 """By which definition the rows of each dbt model were built: rows of two definitions never stand in one table.
 
-An incremental model adds new rows to the old ones. If its SQL has changed since, or that of a model it reads, or a
-source that it comes from has lost rows, it is to be built from scratch. What is known of this must not run ahead of
-the tables, nor behind, however a build ends: before it, all that it may change is struck out, and after it what it has
-built is entered.
+An incremental model adds new rows to the old ones. If its SQL or a var that it reads has changed since, or those of a
+model it reads, or a source that it comes from has lost rows, it is to be built from scratch. What is known of this must
+not run ahead of the tables, nor behind, however a build ends: before it, all that it may change is struck out, and after
+it what it has built is entered.
 """
 
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from orchestration.project import Paths, read_json, replaced
 
 Definitions = Mapping[str, str]  # unique_id of a model -> checksum
+VARIABLE = re.compile(r"""\bvar\(\s*['"](\w+)['"]""")
+CLOCK = "today"
 
 
 def _file(where: Paths) -> Path:
@@ -42,8 +45,12 @@ def write_built(where: Paths, built: Definitions) -> None:
 
 
 def definitions(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Model -> checksum of its SQL, its materialization, and the project's own macros that it calls."""
-    own = manifest["metadata"]["project_name"]
+    """Model -> checksum of its SQL, its materialization, and the project's own macros and vars that it uses.
+
+    The clock is no part of it: what a model holds is of each day, not of another definition every day.
+    """
+    own, variables = manifest["metadata"]["project_name"], manifest["metadata"].get("vars") or {}
+    variables = {**variables, **(variables.get(own) or {})}
     macros = {unique_id: macro for unique_id, macro in manifest["macros"].items() if macro["package_name"] == own}
 
     def called(caller: Mapping[str, Any]) -> set[str]:
@@ -51,7 +58,10 @@ def definitions(manifest: Mapping[str, Any]) -> dict[str, str]:
         return {macro["macro_sql"] for macro in direct}.union(*map(called, direct))
 
     def checksum(node: Mapping[str, Any]) -> str:
-        made_of = [node["checksum"]["checksum"], node["config"]["materialized"], *sorted(called(node))]
+        macros_used = sorted(called(node))
+        names = {name for sql in (node.get("raw_code") or "", *macros_used) for name in VARIABLE.findall(sql)}
+        used = [f"{name}: {variables[name]}" for name in sorted(names & variables.keys() - {CLOCK})]
+        made_of = [node["checksum"]["checksum"], node["config"]["materialized"], *macros_used, *used]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
     return {

@@ -9,7 +9,7 @@ import msgspec
 
 from ml.declarations import Project, Score
 from orchestration import versions, warehouse
-from orchestration.project import Paths, prepare_manifest, read_json, read_manifest, replaced
+from orchestration.project import Paths, load_manifest, read_json, replaced
 from orchestration.warehouse import Connection
 from serving.feature_catalogue import (
     FILE,
@@ -36,7 +36,7 @@ def tell_features(connection: Connection, project: Project, where: Paths, of: Sc
     Where it is told `of` one score, another score's model that is known stays as it is: each score tells its own, and
     if each told all, a run's time would grow with the square of their number.
     """
-    manifest = read_manifest(prepare_manifest(where))
+    manifest = load_manifest(where)
     before = read_features(where.reports)
     known = {model.name: model for model in before.models} if before else {}
     models = []

@@ -9,7 +9,7 @@ from orchestration.instance import in_process_executor
 from orchestration.leaks import right_in_time
 from orchestration.loading import check_sources, raw_asset
 from orchestration.monitoring import drift_asset
-from orchestration.project import Paths, load_project, paths, prepare_manifest, read_manifest
+from orchestration.project import Paths, load_manifest, load_project, paths
 from orchestration.publishing import generation_asset
 from orchestration.scoring import predictions_asset
 from orchestration.telling import figures_asset
@@ -22,7 +22,7 @@ def define(where: Paths) -> dg.Definitions:
     project = load_project(where)
     check_sources(project)
     publish_contracts(project, where)
-    manifest = read_manifest(prepare_manifest(where))
+    manifest = load_manifest(where)
     keys = asset_keys(manifest)
     figures = [
         keys[source["unique_id"]]

@@ -235,10 +235,10 @@ def read_manifest(manifest: Path) -> dict[str, Any]:
     return json.loads(manifest.read_bytes())  # type: ignore[no-any-return]
 
 
-def load_project(where: Paths) -> Project:
-    """The project's declarations, from an up-to-date manifest.
+def load_manifest(where: Paths) -> dict[str, Any]:
+    """The up-to-date manifest, with the vars of dbt_project.yml as `vars` of its metadata, where dbt has none.
 
-    Raises `ProjectError` if dbt can't parse the project, `DeclarationError` if a declaration is wrong.
+    Raises `ProjectError` if dbt can't parse the project.
     """
     file = where.project / "dbt_project.yml"
     try:
@@ -247,7 +247,18 @@ def load_project(where: Paths) -> Project:
         raise ProjectError(f"{file}: is no YAML: {error}") from None
     if not isinstance(settings, dict):
         raise ProjectError(f"{file}: is {settings!r}, not the settings of a dbt project")
-    return read_project(read_manifest(prepare_manifest(where)), settings.get("vars") or {}, where.project.name)
+    manifest = read_manifest(prepare_manifest(where))
+    manifest["metadata"]["vars"] = settings.get("vars") or {}
+    return manifest
+
+
+def load_project(where: Paths) -> Project:
+    """The project's declarations, from an up-to-date manifest.
+
+    Raises `ProjectError` if dbt can't parse the project, `DeclarationError` if a declaration is wrong.
+    """
+    manifest = load_manifest(where)
+    return read_project(manifest, manifest["metadata"]["vars"], where.project.name)
 
 
 def claim_data(where: Paths, project: Project) -> None:

@@ -33,12 +33,11 @@ from orchestration.project import (
     Paths,
     ProjectError,
     claim_data,
+    load_manifest,
     load_project,
     no_room,
     paths,
-    prepare_manifest,
     read_json,
-    read_manifest,
 )
 from orchestration.warehouse import WarehouseError
 from serving import store
@@ -301,7 +300,7 @@ def _run(where: Paths, console: Console, log: Path, build: Mapping[str, Any]) ->
     with display.progress:
         project = read_and_import(where)
         if build.get("as_of_from") or build.get("as_of_to"):  # a mistake in them is told before anything runs
-            backfill_of(read_manifest(prepare_manifest(where)), build.get("as_of_from"), build.get("as_of_to"))
+            backfill_of(load_manifest(where), build.get("as_of_from"), build.get("as_of_to"))
         from orchestration.definitions import define
 
         run_id, asked = str(uuid.uuid4()), time.monotonic()

@@ -106,15 +106,16 @@ def a_manifest() -> dict[str, Any]:
             "name": name,
             "package_name": "shop",
             "checksum": {"checksum": f"sql of {name}"},
+            "raw_code": f"select '{{{{ var(\"today\") }}}}', {{{{ var('zone') }}}} as {name}" if name == "view" else "",
             "config": {"materialized": materialized},
             "depends_on": {"nodes": parents, "macros": macros},
         }
 
     def macro(calls: list[str]) -> dict[str, Any]:
-        return {"package_name": "shop", "macro_sql": "a macro", "depends_on": {"macros": calls}}
+        return {"package_name": "shop", "macro_sql": "{{ var( 'unit', 'chf') }}", "depends_on": {"macros": calls}}
 
     return {
-        "metadata": {"project_name": "shop"},
+        "metadata": {"project_name": "shop", "vars": {"today": "2024-05-01", "unit": "usd", "shop": {"zone": "UTC"}}},
         "macros": {"macro.outer": macro(["macro.inner"]), "macro.inner": macro([])},
         "nodes": {
             "view": model("view", "view", ["source"], []),
@@ -132,9 +133,22 @@ def a_manifest() -> dict[str, Any]:
         (("nodes", "labels", "config", "materialized"), "table", []),
         (("macros", "macro.outer", "macro_sql"), "another", ["labels"]),
         (("macros", "macro.inner", "macro_sql"), "another", ["labels"]),
+        (("metadata", "vars", "unit"), "eur", ["labels"]),
+        (("metadata", "vars", "shop", "zone"), "CET", ["features"]),
+        (("metadata", "vars", "today"), "2024-05-02", []),
         (("nodes", "features", "name"), "features", []),
     ],
-    ids=["its own SQL", "a view it reads", "incremental no more", "a macro", "a macro's macro", "nothing"],
+    ids=[
+        "its own SQL",
+        "a view it reads",
+        "incremental no more",
+        "a macro",
+        "a macro's macro",
+        "a macro's var",
+        "the var of a view",
+        "the clock",
+        "nothing",
+    ],
 )
 def test_rows_of_another_definition_are_noticed(path: tuple[str, ...], value: str, built_anew: list[str]) -> None:
     built, manifest = definitions(a_manifest()), a_manifest()

@@ -39,11 +39,11 @@
     {%- endif -%}
     {%- set to_build -%}
         select as_of_date, as_of_number
-        from {{ as_of_dates }}
+        from {{ as_of_dates }} as due
         where
             {{ dbt.dateadd('day', horizon_days, 'as_of_date') }} <= {{ today() }}
             and (
-                as_of_date not in (select as_of_date from {{ this }})
+                not exists (select 1 from {{ this }} as built where built.as_of_date = due.as_of_date)
                 {% if var('as_of_from', none) or var('as_of_to', none) -%}
                 or (
                     as_of_date >= cast('{{ var("as_of_from", "0001-01-01") or "0001-01-01" }}' as date)

@@ -13,11 +13,13 @@
     Dates or timestamps; of a timestamp on the as-of date nothing counts, not even midnight.
 #}
 {% macro as_of_window(as_of, occurred, known, days=none) -%}
-    {{ as_of }} > {{ occurred }}
-    and {{ as_of }} > {{ known }}
-    {%- if days is not none %}
-    and {{ occurred }} >= {{ dbt.dateadd('day', -days, as_of) }}
-    {%- endif -%}
+    (
+        {{ as_of }} > {{ occurred }}
+        and {{ as_of }} > {{ known }}
+        {%- if days is not none %}
+        and {{ occurred }} >= {{ dbt.dateadd('day', -days, as_of) }}
+        {%- endif %}
+    )
 {%- endmacro %}
 
 {#
