@@ -73,7 +73,10 @@ def right_in_time(
         asked, how = _asked(score, dates, config.as_of)
         context.log.info(f"· {_told(score)} at {', '.join(asked)}{', ' if how else ''}{how}")
         if tables:
-            context.log.info(f"· {_told(score)}: taken as they are now, as they tell no known_at: {', '.join(tables)}")
+            context.log.info(
+                f"· {_told(score)}: taken as they are now, as they tell no known_at: {', '.join(tables)}; "
+                "a leak from them is not found (known_at in docs/sources.md)"
+            )
         trials = {Trial(as_of, config.scramble) for as_of in asked}
         # A failure stands until the same trial passes: other dates may be right.
         trials |= {trial for trial in failed if trial.as_of in dates}
@@ -164,7 +167,8 @@ def _line(score: Score, found: Recomputed) -> str:
     """How a trial went, in a line."""
     later = f"{found.later:,} later raw rows {'scrambled' if found.is_scrambled else 'left out'}"
     columns = [one.column for one in found.differences if one.column]
-    told = f"{len(columns)} columns differ" if columns else "rows are missing on one side"
+    differ = "1 column differs" if len(columns) == 1 else f"{len(columns)} columns differ"
+    told = differ if columns else "rows are missing on one side"
     sign, verdict = ("✗", told) if found.differences else ("✓", "all as stored")
     return f"{sign} {_told(score)} at {found.as_of}: {found.rows:,} rows, {verdict}; {later}, {found.seconds:.1f} s"
 
