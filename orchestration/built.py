@@ -2,8 +2,8 @@
 
 An incremental model adds new rows to the old ones. If its SQL or a var that it reads has changed since, or those of a
 model it reads, or a source that it comes from has lost rows, it is to be built from scratch. What is known of this must
-not run ahead of the tables, nor behind, however a build ends: before it, all that it may change is struck out, and after
-it what it has built is entered.
+not run ahead of the tables, nor behind, however a build ends: before it, all that it may change is struck out, and what
+it has built is entered after it.
 """
 
 import functools
