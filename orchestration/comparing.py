@@ -38,12 +38,13 @@ def compare(connection: Connection, score: Score, as_of: str) -> tuple[int, list
         )
     of_date = f"where {warehouse.name(score.as_of)}::varchar = {warehouse.literal(as_of)}"
     entity = "{" + ", ".join(f"{warehouse.literal(c)}: {warehouse.name(c)}" for c in score.entity) + "}"
+    row = warehouse.WHOLE_ROW
     # Both sides as structs, so that no column of theirs can be taken for one of the comparison's.
     connection.execute(
         f"""
         create or replace temp table compared as
-        with stored as (select {entity} as entity, _row as row from {warehouse.name(*STORED)} as _row {of_date}),
-        recomputed as (select {entity} as entity, _row as row from {built} as _row {of_date})
+        with stored as (select {entity} as entity, {row} as row from {warehouse.name(*STORED)} as {row} {of_date}),
+        recomputed as (select {entity} as entity, {row} as row from {built} as {row} {of_date})
         select coalesce(stored.entity, recomputed.entity) as entity, stored.row as stored, recomputed.row as recomputed
         from stored full outer join recomputed on stored.entity is not distinct from recomputed.entity
         """

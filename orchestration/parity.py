@@ -75,7 +75,8 @@ def _held(
     """Of the sample what the warehouse holds: ids, scores, bands, and each feature, as its own Arrow."""
     entity = warehouse.names(score.entity)
     # By place, since a feature may be called as a column of predictions is.
-    columns = ["_customer", "_score", "_band", *(f"features.{warehouse.name(feature)}" for feature in features)]
+    ours = ("_customer", *(f"_{column}" for column in RESULTS))
+    columns = [*(f"sampled.{column}" for column in ours), *(f"features.{warehouse.name(name)}" for name in features)]
     listed = ", ".join(f"{column} as _{place}" for place, column in enumerate(columns))
     query = f"""
         with sampled as (
@@ -85,7 +86,7 @@ def _held(
 
         features as (select * {of_features})
 
-        select {listed} from sampled left join features using ({entity}) order by _customer
+        select {listed} from sampled left join features using ({entity}) order by sampled._customer
     """
     with warehouse.batches(connection, query) as batches:
         rows = batches.read_all()

@@ -85,8 +85,8 @@ def made_from(connection: Connection, score: Score, rows: str) -> list[dict[str,
         select
             {warehouse.name(score.as_of)}::date as as_of_date,
             count(*) as rows,
-            count(*) || '-' || sum(hash(content)::hugeint) || '-{setting}' as made_from
-        from ({rows}) as content
+            count(*) || '-' || sum(hash({warehouse.WHOLE_ROW})::hugeint) || '-{setting}' as made_from
+        from ({rows}) as {warehouse.WHOLE_ROW}
         group by 1
         order by 1
         """,

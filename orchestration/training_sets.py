@@ -113,7 +113,8 @@ def _refuse_repeated_keys(connection: Connection, score: Score, schema: str, mod
         select {listed}, count(*) as "rows of the key" from {warehouse.name(schema, model)}
         group by {listed} having count(*) > 1
     """
-    found, example = warehouse.one(connection, f"select count(*), min(content) from ({repeated}) as content")
+    row = warehouse.WHOLE_ROW
+    found, example = warehouse.one(connection, f"select count(*), min({row}) from ({repeated}) as {row}")
     if found:
         *values, rows = example.values()
         key = ", ".join(f"{column} {value}" for column, value in zip(keys, values, strict=True))

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Connection = duckdb.DuckDBPyConnection
 
+# An alias that stands for a whole row of a query. A column of its name would be taken instead, so it is no usual name.
+WHOLE_ROW = '"a row of the query"'
+
 # Rows of one Arrow batch: a DuckDB row group, large enough that scoring is not slowed by their number.
 BATCH = 122_880
 
@@ -171,8 +174,8 @@ def canonical_type(connection: Connection, kind: str) -> str:
 
 def content_hash(connection: Connection, query: str, *aggregates: str) -> tuple[Any, ...]:
     """Rows of a query, a hash of their content that does not depend on their order, and what else is asked of them."""
-    asked = ", ".join(["count(*)", "sum(hash(_row)::hugeint)", *aggregates])
-    count, total, *others = one(connection, f"select {asked} from ({query}) as _row")
+    asked = ", ".join(["count(*)", f"sum(hash({WHOLE_ROW})::hugeint)", *aggregates])
+    count, total, *others = one(connection, f"select {asked} from ({query}) as {WHOLE_ROW}")
     return count, f"{count}-{total or 0:x}", *others
 
 

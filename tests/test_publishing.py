@@ -236,6 +236,25 @@ def test_a_feature_may_be_called_as_a_column_of_predictions_is(tmp_path: Path) -
             publish(shop.connection, score, SHOP, shop.where)
 
 
+@pytest.mark.parametrize("name", ["content", "Content", "_row", "_customer", "customer_key", "features"])
+def test_whatever_a_feature_is_called_a_change_of_another_is_scored_again_and_published(
+    tmp_path: Path, name: str
+) -> None:
+    score = a_score(columns=(*SCORE.columns, Feature(name=name, data_type="", description="")))
+    with open_shop(tmp_path) as shop:
+        a_warehouse(shop.connection, shop.where, score, "n", rows=10)
+        column = warehouse.name(name)
+        shop.connection.execute(f"alter table features.customer_features add column {column} integer default 7")
+        champion, folders = current_champion(shop.connection, score), []
+        for days in (1, 50):
+            shop.change(f"days_away = {days}")
+            assert scoring.score_dates(shop.connection, score, champion, shop.where)[1] == 10
+            folders.append(shop.folder(publish(shop.connection, score, SHOP, shop.where)["generation"]))
+        assert folders[0] != folders[1]
+        with store.open_store(folders[1]) as opened:
+            assert (opened.features("3") or b"").startswith(b"[50,")
+
+
 def test_a_feature_of_a_type_that_has_no_value_in_json_is_named(tmp_path: Path) -> None:
     score = a_score(columns=(*SCORE.columns, Feature(name="span", data_type="interval", description="")))
     where = Paths(project=tmp_path, data=tmp_path)
