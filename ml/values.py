@@ -54,6 +54,7 @@ TYPES: dict[str, pa.DataType] = {
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
     "VARCHAR": pa.string(),
 }
+TEXTS = ("ENUM", "UUID", "JSON")  # what the warehouse tells apart and models read as text
 DECIMALS = {"s": 0, "ms": 3, "us": 6, "ns": 9}  # places of a second that a timestamp's unit holds
 LAST_DAY, LAST_MOMENT = 2**31 - 1, 2**63 - 1  # where the warehouse's Arrow has its infinity
 
@@ -132,6 +133,11 @@ def _decimals(unscaled: Sequence[int | None], kind: pa.DataType) -> pa.Array:
     valid = pa.array([number is not None for number in unscaled], pa.bool_())
     data = b"".join((number or 0).to_bytes(16, "little", signed=True) for number in unscaled)
     return pa.Array.from_buffers(kind, len(unscaled), [valid.buffers()[1], pa.py_buffer(data)])
+
+
+def read_as(data_type: str) -> str:
+    """The type that a column of the warehouse is published and read as: its own, or text."""
+    return "VARCHAR" if data_type.startswith(TEXTS) else data_type
 
 
 @cache

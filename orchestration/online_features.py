@@ -12,9 +12,6 @@ from orchestration.scoring import feature_rows, made_from
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
-# What the warehouse tells apart and models read as text.
-TEXTS = ("ENUM", "UUID", "JSON")
-
 
 def online_features(connection: Connection, score: Score, read: Collection[str]) -> tuple[Feature, ...]:
     """The features of a score, and others that its model reads, with the types that they are published with.
@@ -29,7 +26,7 @@ def online_features(connection: Connection, score: Score, read: Collection[str])
         if column not in score.columns and column.name not in read:
             continue
         kind = types.get(column.name, "missing")
-        data_type = "VARCHAR" if kind.startswith(TEXTS) else kind
+        data_type = values.read_as(kind)
         try:
             values.arrow_type(data_type)
         except values.UnknownType as fault:

@@ -78,9 +78,9 @@ def _broken(connection: warehouse.Connection, score: Score, card: "Card") -> lis
 def _kind(connection: warehouse.Connection, data_type: str) -> str | None:
     """How a model reads a column of a declared type; None if it can't."""
     from ml.encoding import column_type
-    from ml.values import UnknownType, arrow_type
+    from ml.values import UnknownType, arrow_type, read_as
 
     try:
-        return column_type(arrow_type(warehouse.canonical_type(connection, data_type)))
+        return column_type(arrow_type(read_as(warehouse.canonical_type(connection, data_type))))
     except (duckdb.Error, UnknownType):
         return None

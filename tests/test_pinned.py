@@ -85,6 +85,14 @@ def test_a_column_that_a_champion_needs_can_not_go_or_change(
     assert (run.data / "warehouse.duckdb").read_bytes() == before, "nothing was loaded or built"
 
 
+def test_a_text_may_be_declared_as_an_enum_which_models_read_as_text(loans_run: Run, tmp_path: Path) -> None:
+    run = copy_of(loans_run, tmp_path)
+    an_enum = "enum('employee', 'self-employed')"
+    changed(run.project / CONTRACT, (r"(name: segment, data_type: )varchar", rf'\1"{an_enum}"'))
+    checked = check(run)
+    assert checked.returncode == 0, checked.stderr
+
+
 def test_a_new_column_is_free_and_one_goes_once_a_champion_was_trained_without_it_and_may_come_back(
     loans_run: Run, tmp_path: Path
 ) -> None:
