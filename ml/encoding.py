@@ -151,7 +151,7 @@ def _as_numbers(column: Column, values: pa.Array) -> "NDArray[Any]":
         numbers = values.cast(pa.date32()).cast(pa.int32())
     elif column.type == "timestamp":
         seconds = values.cast(pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
-        numbers = pc.divide(seconds.cast(pa.float64()), float(SECONDS_OF_A_DAY))
+        numbers = pc.divide(seconds.cast(pa.float64(), safe=False), float(SECONDS_OF_A_DAY))
     else:
         numbers = values
     return np.asarray(numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)

@@ -226,27 +226,34 @@ def _ranges(column: "pa.ChunkedArray") -> list[Bin]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from ml.values import LAST_DAY, LAST_MOMENT
+    from ml.encoding import LARGEST, column_type
 
-    kind = column.type
-    as_days = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+    as_days = column_type(column.type) in ("date", "timestamp")
+    # What is infinite is left out. The ends of time are the largest whole numbers of their type.
     if as_days:
-        whole, end = (pa.int32(), LAST_DAY) if pa.types.is_date(kind) else (pa.int64(), LAST_MOMENT)
-        column = column.filter(pc.less(pc.abs(column.cast(whole)), end))  # the ends of time are in no range
-        column = column.cast(pa.date32(), safe=False).cast(pa.int32())
+        whole = pa.int32() if pa.types.is_date32(column.type) else pa.int64()
+        column = column.filter(pc.less(pc.abs(column.cast(whole)), np.iinfo(whole.to_pandas_dtype()).max))
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp("s"), safe=False)
+        column = column.cast(pa.date32()).cast(pa.int32())
     numbers = np.asarray(column.drop_null().cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
-    numbers = numbers[np.isfinite(numbers)]
+    numbers = np.clip(numbers[np.isfinite(numbers)], -LARGEST, LARGEST)
     if not len(numbers):
         return []
     lowest, highest = np.quantile(numbers, [0.01, 0.99])
     if lowest == highest:
         lowest, highest = numbers.min(), numbers.max()
-    shares, edges = np.histogram(np.clip(numbers, lowest, highest), bins=BINS if lowest < highest else 1)
 
     def told(number: float) -> str:
-        return str(np.datetime64(int(number), "D")) if as_days else f"{number:,.4g}"  # a date ends with the year 9999
+        # numpy's days, as Python's end with the year 9999 and the warehouse's do not
+        return str(np.datetime64(int(number), "D")) if as_days else f"{number:,.4g}"
 
+    if lowest == highest:
+        return [Bin(told=told(lowest), share=1.0)]
+    # Numbers that differ by rounding alone leave no room between them for so many edges.
+    has_room = bool((np.diff(np.linspace(lowest, highest, BINS + 1)) > 0).all())
+    shares, edges = np.histogram(np.clip(numbers, lowest, highest), bins=BINS if has_room else 1)
     return [
-        Bin(told=f"{told(left)} to {told(right)}" if left < right else told(left), share=float(count / len(numbers)))
+        Bin(told=f"{told(left)} to {told(right)}", share=float(count / len(numbers)))
         for count, left, right in zip(shares, edges, edges[1:], strict=False)
     ]

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ml.encoding import LARGEST
 from ml.explanation import as_text
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ NULL, OTHER = "(null)", "(other)"
 # a customer's "</script>" would end the script that holds the figures.
 LESS_THAN = "\ufdd0"
 CHARTED_CATEGORIES = 50
+LARGEST_ALONE = 2.0**48  # of a column with one number, in a chart
 SHARE_OF_A_DRIFTED_TABLE = 0.5
 
 Verdict = Literal["drifted", "stable", "not compared"]
@@ -99,7 +101,8 @@ def drift_report(
     found = {name: _measure(before[name], after[name], kind) for name, kind in kinds.items()}
     most = None if charted is None else charted + bool(prediction)
     compared = [name for name in list(kinds)[:most] if found[name].score is not None]
-    page = _charts(before[compared], after[compared], kinds) if compared else "<html><head></head><body></body></html>"
+    on_page = [name for name in compared if _has_room(before[name], after[name])]
+    page = _charts(before[on_page], after[on_page], kinds) if on_page else "<html><head></head><body></body></html>"
     metrics = _metrics(found)
     facts: dict[str, float | str] = {
         "columns": columns_name,
@@ -122,7 +125,10 @@ def _sample(table: pa.Table, most: int, seed: int) -> pa.Table:
 
 
 def _frame(table: pa.Table, kinds: Mapping[str, str]) -> "pd.DataFrame":
-    """Numbers as floats, NaN where null or infinite; categories as text, `(null)` where null."""
+    """Numbers as models read them, NaN where null or infinite; categories as text, `(null)` where null.
+
+    Models read float32, so that numbers which differ by rounding alone do not differ, and none is too large to square.
+    """
     import pandas as pd
 
     def values(name: str) -> Any:
@@ -133,9 +139,12 @@ def _frame(table: pa.Table, kinds: Mapping[str, str]) -> "pd.DataFrame":
         if pa.types.is_date(column.type):
             column = column.cast(pa.date32()).cast(pa.int32())
         elif pa.types.is_timestamp(column.type):
-            column = pc.divide(column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()).cast(pa.float64()), 86_400.0)
+            column = pc.divide(
+                column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()).cast(pa.float64(), safe=False), 86_400.0
+            )
         numbers = column.cast(pa.float64(), safe=False).to_numpy()
-        return np.where(np.isfinite(numbers), numbers, np.nan)
+        read = np.clip(numbers, -LARGEST, LARGEST).astype(np.float32).astype(np.float64)
+        return np.where(np.isfinite(numbers), read, np.nan)
 
     return pd.DataFrame({name: values(name) for name in kinds})
 
@@ -171,6 +180,12 @@ def _measure(before: "pd.Series[Any]", after: "pd.Series[Any]", kind: str) -> _D
     return _Drift(
         name, "drifted" if (score < threshold if "p_value" in name else score >= threshold) else "stable", score
     )
+
+
+def _has_room(*sides: "pd.Series[Any]") -> bool:
+    """Whether Evidently can chart a column: around a single number it needs ten edges within one, so not too large."""
+    ends = [(side.min(), side.max()) for side in sides if side.dtype.kind == "f"]
+    return all(lowest < highest or abs(lowest) < LARGEST_ALONE for lowest, highest in ends)
 
 
 def _charts(before: "pd.DataFrame", after: "pd.DataFrame", kinds: Mapping[str, str]) -> str:

@@ -197,6 +197,20 @@ def test_columns_of_every_type_are_compared_as_numbers_or_categories() -> None:
     assert drifted(report(typed(2, 300), typed(1, 0), columns=columns)) == list(columns)
 
 
+@pytest.mark.parametrize("charted", [None, 0])
+def test_numbers_that_differ_by_rounding_alone_or_are_huge_are_compared(charted: int | None) -> None:
+    numbers = {
+        "rounding": pa.array([1.0, 1.0000000000000002] * 30),
+        "ids": pa.array([10**17, 10**17 + 16] * 30, pa.int64()),
+        "id": pa.array([10**17] * 60, pa.int64()),
+        "huge": pa.array([-1.7e308, 5e-324, 1.7e308] * 20),
+        "ends_of_time": pa.array([2**63 - 1, 0] * 30, pa.timestamp("s")),
+    }
+    columns = dict.fromkeys(numbers, "number")
+    found = report(pa.table(numbers), pa.table(numbers), columns=columns, charted=charted)
+    assert {found.metrics[f"column.{name}.verdict"] for name in numbers} == {"stable"}
+
+
 def test_values_on_one_side_only_have_drifted_and_none_on_both_are_not_compared() -> None:
     nothing, other = pa.nulls(ROWS, pa.float64()), pa.array([np.inf, None] * (ROWS // 2))
     before = with_column(with_column(table(1), "gone", table(1).column("spend")), "come", nothing)

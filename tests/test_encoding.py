@@ -66,6 +66,13 @@ def test_infinite_numbers_and_those_beyond_float32_become_its_largest() -> None:
     assert learnt([INFINITY, -INFINITY, 1e300, -1e300, LARGEST]) == [LARGEST, -LARGEST, LARGEST, -LARGEST, LARGEST]
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_the_end_of_time_is_the_largest_number_of_its_unit(unit: str) -> None:
+    last = 2**63 - 1  # as the warehouse's Arrow has its infinity
+    of_a_day = DAY * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    assert learnt(pa.array([last, -last], pa.timestamp(unit))) == pytest.approx([last / of_a_day, -last / of_a_day])
+
+
 def test_a_timestamp_is_the_same_instant_in_every_zone_and_unit() -> None:
     instant = datetime(2024, 2, 29, 23, 30, tzinfo=timezone(timedelta(hours=-5)))
     zones = ("UTC", "America/New_York", "Asia/Kolkata")

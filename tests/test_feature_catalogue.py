@@ -5,11 +5,12 @@ from pathlib import Path
 
 import duckdb
 import msgspec
+import pyarrow as pa
 import pytest
 from litestar.testing import TestClient
 
 from ml.registry import load_card
-from orchestration.cataloguing import tell_features
+from orchestration.cataloguing import _ranges, tell_features
 from orchestration.project import Paths, load_project
 from orchestration.warehouse import open_warehouse
 from serving import store
@@ -61,6 +62,29 @@ def test_a_feature_tells_its_unit_its_weight_and_the_scores_that_use_it(loans_ru
     assert (use.score, use.version, use.importance) == ("expected_card_spend", 1, importance["card_90d_chf"])
     assert use.verdict in ("drifted", "stable")
     assert (loans_run.data / "reports" / str(use.report)).is_file()
+
+
+LAST = 2**63 - 1  # where the warehouse's Arrow has its infinity
+
+
+@pytest.mark.parametrize(
+    ("values", "first"),
+    [
+        (pa.array([1.0, 1.0000000000000002]), "1"),  # they differ by rounding alone
+        (pa.array([10**17, 10**17 + 16], pa.int64()), "1e+17"),
+        (pa.array([10**17], pa.int64()), "1e+17"),
+        (pa.array([-1.7e308, 1.7e308]), "-3.403e+38 to "),
+        (pa.array([-800_000, 3_000_000], pa.date32()), "-221-09-04 to "),
+        (pa.array([2**31 - 1, 0, -(2**31 - 1)], pa.date32()), "1970-01-01"),
+        (pa.array([253_402_300_800, 0, LAST], pa.timestamp("s")), "1970-01-01 to "),
+        (pa.array([0, LAST, None], pa.timestamp("us", "UTC")), "1970-01-01"),
+        (pa.array([LAST], pa.timestamp("ms")), None),
+    ],
+)
+def test_numbers_and_dates_however_close_or_far_have_a_distribution(values: pa.Array, first: str | None) -> None:
+    bins = _ranges(pa.chunked_array([values] * 100))
+    assert [piece.told.startswith(first or "") for piece in bins[:1]] == [True] * (first is not None)
+    assert sum(piece.share for piece in bins) == pytest.approx(1.0 if first else 0.0)
 
 
 def told_again(run: Run) -> bytes:
