@@ -70,6 +70,13 @@ def right_in_time(
             tables = _tables(connection, score, manifest)
         if not dates:
             raise NotRecomputed(f"{_told(score)}: has no row yet; make run builds it")
+        raw = {f"{schema}.{table}" for schema, table in raw_tables(manifest, score.features_id)}
+        if raw <= set(tables) and not failed:
+            return dg.AssetCheckResult(
+                passed=False,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=f"nothing can be told of leaks: {', '.join(tables)} tell no known_at (docs/sources.md)",
+            )
         asked, how = _asked(score, dates, config.as_of)
         context.log.info(f"· {_told(score)} at {', '.join(asked)}{', ' if how else ''}{how}")
         if tables:
@@ -267,7 +274,9 @@ def _leaks(where: Paths, console: "Console", log: Path, model: str | None, confi
     if not result.success:
         console.print(f"[red]Failed[/]. Read more in {log} or with `make ui`.", soft_wrap=True)
         return 1
-    console.print(f"Right in time: {', '.join([model] if model else sorted(scores))}", soft_wrap=True)
+    right = sorted(check.asset_key.path[-1] for check in result.get_asset_check_evaluations() if check.passed)
+    if right:
+        console.print(f"Right in time: {', '.join(right)}", soft_wrap=True)
     return 0
 
 

@@ -30,6 +30,7 @@ from orchestration.files import batches_of_files
 from orchestration.json_lines import json_rows
 from orchestration.pages import batches_of_pages, check_api
 from orchestration.project import Paths
+from orchestration.shaping import refuse_rows_known_at_no_time
 from orchestration.streams import address_of, batches_of_stream
 from orchestration.tables import batches_of_table, check_table
 from orchestration.telling import tell_sources
@@ -106,6 +107,7 @@ def _load(connection: Connection, source: Source, where: Paths, clock: datetime,
     loading = Loading(
         connection=connection, source=source, project=where.project, data=where.data, uri=uri, clock=clock
     )
+    refuse_rows_known_at_no_time(connection, source)
     landed = [_land(connection, patient, batch, clock) for patient, batch in _repaired(loading)]
     is_history = _is_first(connection, source)
     with closing(_read(loading)) as batches:

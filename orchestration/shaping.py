@@ -86,6 +86,16 @@ def left_out(source: Source, incoming: Mapping[str, str], held: Mapping[str, str
     return tuple(column for column in held if column not in incoming and column not in source.columns)
 
 
+def refuse_rows_known_at_no_time(connection: Connection, source: Source) -> None:
+    """Raises `LoadError` if `known_at` has been declared since the table was loaded: its rows would have none."""
+    held = warehouse.columns(connection, source.schema, source.table)
+    if source.known_at and held and KNOWN_AT not in held:
+        raise LoadError(
+            f"{told(source)}: known_at is declared, but the table was loaded without it, and its rows have lost when"
+            f" they were known; keep it under another name, or drop table {source.schema}.{source.table}, and run again"
+        )
+
+
 def make_table(connection: Connection, source: Source, expected: Mapping[str, str], held: Mapping[str, str]) -> None:
     own = {**OWN, **({KNOWN_AT: OWN["_loaded_at"]} if source.known_at else {})}
     if not held:
@@ -100,11 +110,6 @@ def make_table(connection: Connection, source: Source, expected: Mapping[str, st
             [source.schema, source.table],
         )
         return
-    if source.known_at and KNOWN_AT not in warehouse.columns(connection, source.schema, source.table):
-        raise LoadError(
-            f"{told(source)}: known_at is declared, but the table was loaded without it, and its rows have lost when"
-            f" they were known; keep it under another name, or drop table {source.schema}.{source.table}, and run again"
-        )
     for column, kind in expected.items():
         if column not in held:
             connection.execute(f"alter table {table_of(source)} add column {warehouse.name(column)} {kind}")

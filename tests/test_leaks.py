@@ -287,6 +287,14 @@ def test_training_stops_until_the_trial_that_failed_passes_on_what_was_built_of_
     assert leaking.build() == []
 
 
+def test_where_no_raw_table_tells_when_it_was_known_nothing_is_said_to_be_right(leaking: Shop) -> None:
+    with open_warehouse(leaking.where.warehouse) as connection:
+        connection.execute("alter table raw.orders drop column _known_at")
+    assert leaking.execute("leaks", as_of=["2024-04-08"]) == []
+    assert leaking.judged().severity == dg.AssetCheckSeverity.WARN
+    assert "nothing can be told of leaks: raw.orders, raw.shops tell no known_at" in leaking.findings()
+
+
 def test_rows_that_were_rewritten_since_are_told_as_that(
     mended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
