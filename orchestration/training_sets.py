@@ -68,9 +68,16 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
     facts = f"min({as_of})::date, max({as_of})::date, count(*) filter (label is null)"
     rows, content, first, last, unlabelled = warehouse.content_hash(connection, query, facts)
     if rows == 0:
-        raise ScoringError(
-            f"score '{score.name}': no label in {label} has matured by {today}, so there is nothing to train on"
+        counts = f"(select count(*) from {features}), (select count(*) from {label} where matures_on <= '{today}')"
+        has_features, has_labels = warehouse.one(connection, f"select {counts}")
+        why = (
+            f"{features} has no rows"
+            if not has_features
+            else f"no label in {label} has matured by {today}"
+            if not has_labels
+            else f"no row of {features} has the keys ({', '.join(keys)}) of one in {label} that has matured by {today}"
         )
+        raise ScoringError(f"score '{score.name}': {why}, so there is nothing to train on")
     if unlabelled:
         raise ScoringError(f"score '{score.name}': {unlabelled} of {rows} matured rows in {label} have a null label")
     checksum = hashlib.sha256(f"{typed}\n{content}".encode()).hexdigest()[:16]

@@ -69,6 +69,25 @@ def test_a_key_that_is_null_twice_is_refused_too(warehouse: Connection, tmp_path
         frozen(warehouse, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("delete from features.customer_features", "customer_features has no rows, so there is nothing to train on"),
+        ("delete from labels.customer_left", "no label in .*customer_left has matured by 2024-06-01"),
+        (
+            "update labels.customer_left set customer_id = -1 - customer_id",
+            r"no row of .*customer_features has the keys \(customer_id, week\) of one in .*customer_left that has matured",
+        ),
+    ],
+)
+def test_why_there_is_nothing_to_train_on_is_told(
+    warehouse: Connection, tmp_path: Path, change: str, told: str
+) -> None:
+    warehouse.execute(change)
+    with pytest.raises(ScoringError, match=told):
+        frozen(warehouse, tmp_path)
+
+
 DAY_BEFORE_THE_LAST_MATURES = some_rows()["matures_on"].to_pylist()[-1] - timedelta(days=1)
 
 
