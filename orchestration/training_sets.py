@@ -70,12 +70,13 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
     if rows == 0:
         counts = f"(select count(*) from {features}), (select count(*) from {label} where matures_on <= '{today}')"
         has_features, has_labels = warehouse.one(connection, f"select {counts}")
+        of_features, of_label = f"{score.features_schema}.{score.features}", f"{score.label_schema}.{score.label}"
         why = (
-            f"{features} has no rows"
+            f"{of_features} has no rows"
             if not has_features
-            else f"no label in {label} has matured by {today}"
+            else f"no label in {of_label} has matured by {today}"
             if not has_labels
-            else f"no row of {features} has the keys ({', '.join(keys)}) of one in {label} that has matured by {today}"
+            else f"no row of {of_features} has the {', '.join(keys)} of one in {of_label} that has matured by {today}"
         )
         raise ScoringError(f"score '{score.name}': {why}, so there is nothing to train on")
     if unlabelled:
