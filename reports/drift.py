@@ -245,7 +245,7 @@ def _with_header(page: str, title: str, metrics: Mapping[str, float | str], drif
         "Sample": f"drawn with seed {metrics['seed']}",
         "Drifted": f"{len(drifted)} of {metrics['compared_columns']} columns"
         + (f": {', '.join(drifted)}" if drifted else "")
-        + f" (Evidently counts those with charts, and calls all drifted from {SHARE_OF_A_DRIFTED_TABLE:.0%} of them on)",
+        + f" (Evidently counts those with charts, and calls all drifted from {SHARE_OF_A_DRIFTED_TABLE:.0%} on)",
         **({"Not in the charts": ", ".join(left_out)} if left_out else {}),
     }
     items = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items())
