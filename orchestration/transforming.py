@@ -37,6 +37,8 @@ from orchestration.warehouse import Connection
 
 # dbt's own folders of earlier invocations (compiled SQL, results) that are kept to look things up in.
 KEPT_INVOCATIONS = 10
+# What the name of a table ends with while dbt builds another in its place.
+PARKED = "__being_replaced"
 # Seconds, all together.
 IMPORTED_LATER = ("catboost", "sklearn.metrics", "scipy.stats", "evidently.presets")
 
@@ -108,6 +110,7 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
         shrunk = _shrunk(manifest, where)
         built = as_defined(manifest, read_built(where), shrunk=shrunk)
         selected = context.selected_asset_keys
+        _settle(where)  # of a build that was killed
         outdated = [unique_id for unique_id in _outdated(manifest, built, shrunk, where) if keys[unique_id] in selected]
         all_built = built.keys() >= definitions(manifest).keys()
         is_news = config.full_refresh or backfill is not None or not all_built or _has_arrived(where)
@@ -115,16 +118,21 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
             told = ", ".join(manifest["nodes"][unique_id]["name"] for unique_id in outdated)
             context.log.info(f"building from scratch: {told} as now defined, and from what there is now, differ")
         write_built(where, built)
-        arguments = ["build", "--exclude-resource-type", "unit_test"]
+        if not config.full_refresh:
+            _park([manifest["nodes"][unique_id] for unique_id in outdated], where)
+        arguments = [
+            "build",
+            "--exclude-resource-type",
+            "unit_test",
+            *(["--full-refresh"] if config.full_refresh else []),
+        ]
         if backfill:
             arguments += ["--vars", json.dumps(backfill.dbt_variables)]
         events, failure = [], None
         with ThreadPoolExecutor() as beside:
             # dbt works in a process of its own: time enough for what the scores' steps import if they have work.
             importing = [beside.submit(importlib.import_module, name) for name in IMPORTED_LATER if is_news]
-            invocation = dbt.cli(
-                [*arguments, *(["--full-refresh"] if config.full_refresh or outdated else [])], context=context
-            )
+            invocation = dbt.cli(arguments, context=context)
             try:
                 for event in invocation.stream():
                     events.append(event)
@@ -133,6 +141,7 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
                 failure = _explained(error, invocation)
             for imported in importing:
                 imported.result()
+        _settle(where)
         made = [str(event.metadata["unique_id"].value) for event in events if isinstance(event, dg.Output)]
         if failure is None and not context.is_subset:
             made += shrunk
@@ -202,6 +211,31 @@ def _outdated(
         return []
     with warehouse.open_warehouse(where.warehouse) as connection:
         return [node["unique_id"] for node in candidates if warehouse.exists(connection, node["schema"], node["alias"])]
+
+
+def _park(nodes: Sequence[Mapping[str, Any]], where: Paths) -> None:
+    """Puts tables aside, so that dbt builds them from scratch and no others: its `--full-refresh` is of all."""
+    if nodes:
+        with warehouse.open_warehouse(where.warehouse) as connection, warehouse.transaction(connection):
+            query = "select schema_name, table_name from duckdb_tables()"
+            tables = set(connection.execute(query).fetchall())  # a view is replaced by dbt anyway
+            for schema, table in {(node["schema"], node["alias"]) for node in nodes} & tables:
+                aside = warehouse.name(table + PARKED)
+                connection.execute(f"alter table {warehouse.name(schema, table)} rename to {aside}")
+
+
+def _settle(where: Paths) -> None:
+    """What was put aside goes where dbt has built another in its place, and is put back where it has not."""
+    with warehouse.open_warehouse(where.warehouse) as connection, warehouse.transaction(connection):
+        parked = connection.execute(
+            "select schema_name, table_name from duckdb_tables() where ends_with(table_name, ?)", [PARKED]
+        ).fetchall()
+        for schema, table in parked:
+            own, aside = table.removesuffix(PARKED), warehouse.name(schema, table)
+            if warehouse.exists(connection, schema, own):
+                connection.execute(f"drop table {aside}")
+            else:
+                connection.execute(f"alter table {aside} rename to {warehouse.name(own)}")
 
 
 def _described(

@@ -23,7 +23,7 @@ from orchestration.lineage import column_lineage
 from orchestration.project import DBT, Paths, ProjectError, load_project, paths, prepare_manifest, read_manifest
 from orchestration.publishing import published_key
 from orchestration.transforming import Dbt, dbt_resource, transformed_assets
-from orchestration.warehouse import open_warehouse
+from orchestration.warehouse import exists, one, open_warehouse
 from serving.store import customer_key
 from tests.conftest import LOANS, REPOSITORY, SAMPLE
 
@@ -307,6 +307,11 @@ class Killed(BaseException):
     """What a process that is killed comes to, for those that go on."""
 
 
+class KilledBefore(Dbt):
+    def cli(self, *args: Any, **kwargs: Any) -> Any:
+        raise Killed
+
+
 class KilledAtTheEnd(Dbt):
     """The dbt command line in a process that does not outlive it."""
 
@@ -336,15 +341,16 @@ def test_a_dbt_that_was_killed_is_told_as_that(small: Path, monkeypatch: pytest.
     )
 
 
-def test_rows_of_an_sql_that_a_failed_or_killed_build_left_are_built_anew(
+def test_rows_of_an_sql_that_a_failed_or_killed_build_left_are_built_anew_and_no_others(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transforming, "IMPORTED_LATER", ())
     model, failing = small / "models" / "kept.sql", small / "tests" / "fails.sql"
     failing.parent.mkdir()
+    (small / "models" / "other.sql").write_text(KEPT % "as built first")
 
-    def build(label: str, dbt: type[Dbt] = Dbt) -> tuple[bool, str]:
-        """Whether it succeeded, and what the table has then."""
+    def build(label: str, dbt: type[Dbt] = Dbt) -> tuple[bool, str | None]:
+        """Whether it succeeded, and what the table has then, if it is there."""
         model.write_text(KEPT % label)
         where = paths()
         assets = transformed_assets(read_manifest(prepare_manifest(where)), load_project(where), where)
@@ -354,17 +360,25 @@ def test_rows_of_an_sql_that_a_failed_or_killed_build_left_are_built_anew(
             succeeded = dg.materialize([assets], resources={"dbt": resource}, raise_on_error=False).success
         except Killed:
             succeeded = False
-        with duckdb.connect(str(where.warehouse)) as connection:
-            (row,) = connection.execute("select label from main.kept").fetchall()
-        return succeeded, row[0]
+        with open_warehouse(where.warehouse) as connection:
+            is_there = exists(connection, "main", "kept")
+            return succeeded, one(connection, "select label from main.kept")[0] if is_there else None
 
     assert build("right") == (True, "right")
+    with open_warehouse(paths().warehouse) as connection:
+        connection.execute("update main.other set label = 'of old'")
     failing.write_text("select * from {{ ref('one') }}")
     assert build("wrong") == (False, "wrong")
     failing.unlink()
+    assert build("' || no_such_column || '") == (False, "wrong"), "what there was stays"
+    assert build("right", KilledBefore) == (False, None), "the table is put aside"
     assert build("right") == (True, "right")
     assert build("wrong", KilledAtTheEnd) == (False, "wrong")
     assert build("right") == (True, "right")
+    with open_warehouse(paths().warehouse) as connection:
+        tables = connection.execute("select table_name from duckdb_tables() where schema_name = 'main'").fetchall()
+        assert sorted(tables) == [("kept",), ("other",)]
+        assert connection.execute("select label from main.other").fetchall() == [("of old",)]
 
 
 PARENT = """
@@ -374,7 +388,7 @@ dbt_resource(paths()).cli(["run"]).wait()
 """
 NEXT = """
 from orchestration.project import paths
-from orchestration.warehouse import open_warehouse
+from orchestration.warehouse import exists, one, open_warehouse
 with open_warehouse(paths().warehouse) as connection:
     print(connection.execute("select 1").fetchall())
 """
