@@ -30,20 +30,20 @@ SAMPLED = 20_000  # rows that a distribution is drawn from, by hash
 UNITS = ("days", "count", "share", "ratio", "usd", "eur", "chf", "gbp", "pct", "hours", "minutes", "km", "kg")
 
 
-def tell_features(connection: Connection, project: Project, where: Paths, of: Score | None = None) -> None:
-    """Writes what /features shows of all feature models that scores use, if it has changed: whole or not at all.
+def tell_features(connection: Connection, project: Project, score: Score, where: Paths) -> None:
+    """Writes what /features shows of a score's feature model, beside those of other scores, if it has changed.
 
-    Where it is told `of` one score, another score's model that is known stays as it is: each score tells its own, and
-    if each told all, a run's time would grow with the square of their number.
+    Another score's model is told where nothing is known of it, and else stays as it is: each score tells its own, and
+    if each told all, a run's time would grow with the square of their number. The file is whole or not written at all.
     """
     manifest = load_manifest(where)
     before = read_features(where.reports)
     known = {model.name: model for model in before.models} if before else {}
     models = []
     for features_id in dict.fromkeys(score.features_id for score in project.scores):
-        scores = [score for score in project.scores if score.features_id == features_id]
+        scores = [one for one in project.scores if one.features_id == features_id]
         name = manifest["nodes"][features_id]["name"]
-        if of is not None and of.features_id != features_id and name in known:
+        if features_id != score.features_id and name in known:
             models.append(known[name])
         elif warehouse.exists(connection, scores[0].features_schema, scores[0].features):
             models.append(_model(connection, manifest, scores, where, known.get(name)))

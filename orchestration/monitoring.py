@@ -141,7 +141,7 @@ def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefini
         refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             report = report_drift(connection, score, where)
-            tell_features(connection, project, where, score)
+            tell_features(connection, project, score, where)
         return dg.MaterializeResult(
             metadata={
                 "report": dg.MetadataValue.url(

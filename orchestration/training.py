@@ -206,7 +206,7 @@ def training_assets(
                 prune_training_sets(connection, score, where.training_sets)
             verdict = judge(connection, score, version)
             champion = versions.champion(connection, score)
-            tell_features(connection, project, where)
+            tell_features(connection, project, score, where)
         metrics, baseline = json.loads(version["metrics"]), json.loads(version["baseline_metrics"])
         passed = all(result.passed for result in verdict)
         table = dg.MetadataValue.md(

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -107,25 +108,24 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
         refuse_unsound(context)
         refuse_broken_contracts(project, where)
         backfill = backfill_of(manifest, config.as_of_from, config.as_of_to)
-        shrunk = _shrunk(manifest, where)
-        built = as_defined(manifest, read_built(where), shrunk=shrunk)
         selected = context.selected_asset_keys
-        _settle(where)  # of a build that was killed
-        outdated = [unique_id for unique_id in _outdated(manifest, built, shrunk, where) if keys[unique_id] in selected]
-        all_built = built.keys() >= definitions(manifest).keys()
-        is_news = config.full_refresh or backfill is not None or not all_built or _has_arrived(where)
+        with warehouse.open_warehouse(where.warehouse) as connection:
+            create_tables(connection)
+            _settle(connection)  # a build that was killed
+            shrunk = _shrunk(connection, manifest)
+            built, last = as_defined(manifest, read_built(where), shrunk=shrunk), last_built(where)
+            outdated = [one for one in _outdated(connection, manifest, built, shrunk) if keys[one] in selected]
+            all_built = built.keys() >= definitions(manifest).keys()
+            is_news = config.full_refresh or backfill is not None or not all_built or _has_arrived(connection, last)
+            write_built(where, built)
+            if not config.full_refresh:
+                _park(connection, [manifest["nodes"][unique_id] for unique_id in outdated])
         if outdated:
             told = ", ".join(manifest["nodes"][unique_id]["name"] for unique_id in outdated)
             context.log.info(f"building from scratch: {told} as now defined, and from what there is now, differ")
-        write_built(where, built)
-        if not config.full_refresh:
-            _park([manifest["nodes"][unique_id] for unique_id in outdated], where)
-        arguments = [
-            "build",
-            "--exclude-resource-type",
-            "unit_test",
-            *(["--full-refresh"] if config.full_refresh else []),
-        ]
+        arguments = ["build", "--exclude-resource-type", "unit_test"]
+        if config.full_refresh:
+            arguments += ["--full-refresh"]
         if backfill:
             arguments += ["--vars", json.dumps(backfill.dbt_variables)]
         events, failure = [], None
@@ -141,13 +141,13 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
                 failure = _explained(error, invocation)
             for imported in importing:
                 imported.result()
-        _settle(where)
         made = [str(event.metadata["unique_id"].value) for event in events if isinstance(event, dg.Output)]
         if failure is None and not context.is_subset:
             made += shrunk
         write_built(where, as_defined(manifest, built, made, shrunk))
         # The warehouse is free again only now: rows and lineage of what was built are read in one go.
         with warehouse.open_warehouse(where.warehouse) as connection:
+            _settle(connection)
             for event in events:
                 if isinstance(event, dg.Output):
                     event = _described(event, connection, invocation, keys, where, context.log)
@@ -160,16 +160,14 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
     return dbt_build
 
 
-def _shrunk(manifest: Mapping[str, Any], where: Paths) -> dict[str, str]:
+def _shrunk(connection: Connection, manifest: Mapping[str, Any]) -> dict[str, str]:
     """The sources whose raw table has lost rows that were gone at their origin -> when it did last."""
-    with warehouse.open_warehouse(where.warehouse) as connection:
-        create_tables(connection)
-        found = connection.execute(
-            """
-            select schema_name, table_name, max(loaded_at)::varchar from quality.source_metrics
-            where deleted > 0 group by 1, 2
-            """
-        ).fetchall()
+    found = connection.execute(
+        """
+        select schema_name, table_name, max(loaded_at)::varchar from quality.source_metrics
+        where deleted > 0 group by 1, 2
+        """
+    ).fetchall()
     last = {(schema, table): when for schema, table, when in found}
     return {
         source["unique_id"]: last[source["schema"], source["identifier"]]
@@ -178,12 +176,9 @@ def _shrunk(manifest: Mapping[str, Any], where: Paths) -> dict[str, str]:
     }
 
 
-def _has_arrived(where: Paths) -> bool:
+def _has_arrived(connection: Connection, last: datetime | None) -> bool:
     """Whether a batch of rows has landed since dbt built last."""
-    last = last_built(where)
-    with warehouse.open_warehouse(where.warehouse) as connection:
-        create_tables(connection)
-        (newest,) = warehouse.one(connection, "select max(loaded_at) from quality.source_metrics")
+    (newest,) = warehouse.one(connection, "select max(loaded_at) from quality.source_metrics")
     return last is None or (newest is not None and newest >= last)
 
 
@@ -203,33 +198,28 @@ def _explained(failure: Exception, invocation: DbtCliInvocation) -> Exception:
 
 
 def _outdated(
-    manifest: Mapping[str, Any], built: Mapping[str, str], shrunk: Mapping[str, str], where: Paths
+    connection: Connection, manifest: Mapping[str, Any], built: Mapping[str, str], shrunk: Mapping[str, str]
 ) -> list[str]:
     """The incremental models whose table has rows of another definition than theirs."""
-    candidates = [manifest["nodes"][unique_id] for unique_id in redefined(manifest, built, shrunk)]
-    if not candidates:
-        return []
-    with warehouse.open_warehouse(where.warehouse) as connection:
-        return [node["unique_id"] for node in candidates if warehouse.exists(connection, node["schema"], node["alias"])]
+    nodes = [manifest["nodes"][unique_id] for unique_id in redefined(manifest, built, shrunk)]
+    return [node["unique_id"] for node in nodes if warehouse.exists(connection, node["schema"], node["alias"])]
 
 
-def _park(nodes: Sequence[Mapping[str, Any]], where: Paths) -> None:
+def _park(connection: Connection, nodes: Sequence[Mapping[str, Any]]) -> None:
     """Puts tables aside, so that dbt builds them from scratch and no others: its `--full-refresh` is of all."""
-    if nodes:
-        with warehouse.open_warehouse(where.warehouse) as connection, warehouse.transaction(connection):
-            query = "select schema_name, table_name from duckdb_tables()"
-            tables = set(connection.execute(query).fetchall())  # a view is replaced by dbt anyway
-            for schema, table in {(node["schema"], node["alias"]) for node in nodes} & tables:
-                aside = warehouse.name(table + PARKED)
-                connection.execute(f"alter table {warehouse.name(schema, table)} rename to {aside}")
+    tables = connection.execute("select schema_name, table_name from duckdb_tables()").fetchall()
+    with warehouse.transaction(connection):
+        for schema, table in {(node["schema"], node["alias"]) for node in nodes} & set(tables):  # dbt replaces views
+            aside = warehouse.name(table + PARKED)
+            connection.execute(f"alter table {warehouse.name(schema, table)} rename to {aside}")
 
 
-def _settle(where: Paths) -> None:
+def _settle(connection: Connection) -> None:
     """What was put aside goes where dbt has built another in its place, and is put back where it has not."""
-    with warehouse.open_warehouse(where.warehouse) as connection, warehouse.transaction(connection):
-        parked = connection.execute(
-            "select schema_name, table_name from duckdb_tables() where ends_with(table_name, ?)", [PARKED]
-        ).fetchall()
+    parked = connection.execute(
+        "select schema_name, table_name from duckdb_tables() where ends_with(table_name, ?)", [PARKED]
+    ).fetchall()
+    with warehouse.transaction(connection):
         for schema, table in parked:
             own, aside = table.removesuffix(PARKED), warehouse.name(schema, table)
             if warehouse.exists(connection, schema, own):

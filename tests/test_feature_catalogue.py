@@ -90,8 +90,10 @@ def test_numbers_and_dates_however_close_or_far_have_a_distribution(values: pa.A
 def told_again(run: Run) -> bytes:
     """What the pipeline writes for the page when it is told anew from what there is."""
     where = Paths(project=run.project, data=run.data)
+    project = load_project(where)
     with open_warehouse(where.warehouse) as connection:
-        tell_features(connection, load_project(where), where)
+        for score in project.scores:
+            tell_features(connection, project, score, where)
     return (run.data / "reports" / FILE).read_bytes()
 
 
@@ -117,11 +119,11 @@ def test_a_score_tells_its_own_model_anew_and_leaves_those_of_others(loans_run: 
     with open_warehouse(where.warehouse) as connection:
         connection.execute("update risk_features.loan_features set segment = null")
         connection.execute("update risk_features.account_features set segment = null")
-        tell_features(connection, project, where, loans)
+        tell_features(connection, project, loans, where)
         assert features_of(run, "loan_features")["segment"].null_share == 1
         assert features_of(run, "account_features")["segment"].null_share < 1
         (where.reports / FILE).unlink()
-        tell_features(connection, project, where, loans)
+        tell_features(connection, project, loans, where)
     assert features_of(run, "account_features")["segment"].null_share == 1, "what nobody has told is told"
 
 

@@ -19,8 +19,9 @@ from dagster_dbt import DbtCliResource
 from ml.declarations import Score
 from orchestration import transforming
 from orchestration.built import as_defined, definitions, redefined
+from orchestration.figures import create_tables
 from orchestration.lineage import column_lineage
-from orchestration.project import DBT, Paths, ProjectError, load_project, paths, prepare_manifest, read_manifest
+from orchestration.project import DBT, ProjectError, load_project, paths, prepare_manifest, read_manifest
 from orchestration.publishing import published_key
 from orchestration.transforming import Dbt, dbt_resource, transformed_assets
 from orchestration.warehouse import exists, one, open_warehouse
@@ -203,15 +204,15 @@ def test_where_a_source_has_lost_rows_what_comes_from_it_is_built_from_scratch_o
 
 
 def test_a_source_that_a_sweep_has_taken_rows_from_is_known_by_the_last_time(tmp_path: Path) -> None:
-    where = Paths(project=tmp_path, data=tmp_path)
     manifest = {
         "sources": {
             "a": {"unique_id": "a", "schema": "raw", "identifier": "orders"},
             "b": {"unique_id": "b", "schema": "raw", "identifier": "visits"},
         }
     }
-    assert transforming._shrunk(manifest, where) == {}
-    with open_warehouse(where.warehouse) as connection:
+    with open_warehouse(tmp_path / "warehouse.duckdb") as connection:
+        create_tables(connection)
+        assert transforming._shrunk(connection, manifest) == {}
         for day, deleted in ((1, 3), (2, 5), (3, 0)):
             row = {
                 "schema_name": "raw",
@@ -220,8 +221,8 @@ def test_a_source_that_a_sweep_has_taken_rows_from_is_known_by_the_last_time(tmp
                 "loaded_at": datetime(2024, 5, day, tzinfo=UTC),
             }
             connection.execute("insert into quality.source_metrics by name select unnest(?)", [row])
-    assert list(transforming._shrunk(manifest, where)) == ["a"]
-    assert transforming._shrunk(manifest, where)["a"].startswith("2024-05-02")
+        assert list(transforming._shrunk(connection, manifest)) == ["a"]
+        assert transforming._shrunk(connection, manifest)["a"].startswith("2024-05-02")
 
 
 SMALL = {
