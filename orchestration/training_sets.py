@@ -42,6 +42,9 @@ def freeze_training_set(connection: Connection, score: Score, today: date, folde
         warehouse.name(score.features_schema, score.features),
         warehouse.name(score.label_schema, score.label),
     )
+    for schema, model in ((score.features_schema, score.features), (score.label_schema, score.label)):
+        if not warehouse.exists(connection, schema, model):
+            raise ScoringError(f"score '{score.name}': there is no table {schema}.{model}; make run builds it")
     have = warehouse.columns(connection, score.features_schema, score.features)
     missing = [column.name for column in score.model_columns if column.name not in have]
     if missing:

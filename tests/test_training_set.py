@@ -72,6 +72,7 @@ def test_a_key_that_is_null_twice_is_refused_too(warehouse: Connection, tmp_path
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ("drop table labels.customer_left", "there is no table labels.customer_left; make run builds it"),
         ("delete from features.customer_features", "features.customer_features has no rows"),
         ("delete from labels.customer_left", "no label in labels.customer_left has matured by 2024-06-01"),
         (
