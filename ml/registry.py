@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ml.declarations import Feature, Kind
+from ml.calibration import Calibration
 from ml.encoding import Encoder
+from ml.learning import Learning
+from ml.metrics import Kind
+from ml.scores import Feature
 
 if TYPE_CHECKING:
     from catboost import CatBoost
@@ -32,6 +35,10 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
 
     `metrics` and `baseline` are of the held-out rows, `importance` is each feature's share in percent, `training_set`
     the checksum of the rows. `lowest` is 0 where no label was negative, so that no score is either; else None.
+    `classes` are a category's, in the order of the booster's. `intervals` are 95 % bootstrap intervals of the metrics,
+    `champion` the metrics of the version that was champion then, on the same rows; `rates` the mean label of train and
+    holdout. `search` has each trial with its parameters and loss. `trigger` says what started the training, `commit`
+    the git commit of the dbt project then, None outside of git.
     """
 
     score: str
@@ -53,6 +60,16 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     training_set: str
     libraries: dict[str, str]
     trained_at: datetime
+    classes: tuple[str, ...] = ()
+    calibration: Calibration = Calibration()
+    intervals: dict[str, tuple[float, float]] = {}
+    champion_version: int | None = None
+    champion: dict[str, float] = {}
+    rates: dict[str, float] = {}
+    learning: Learning = Learning()
+    search: tuple[dict[str, float], ...] = ()
+    trigger: str = ""
+    commit: str | None = None
     booster_sha256: str = NO_CHECKSUM
     card_sha256: str = NO_CHECKSUM
 
@@ -141,8 +158,8 @@ def load_card(folder: Path) -> Card:
     _check(path, unsigned, stated[0].decode())
     try:
         fields = msgspec.json.decode(content)
-        for name in ("metrics", "baseline"):  # JSON has no NaN
-            fields[name] = _with_nan(fields[name])
+        for name in ("metrics", "baseline", "champion"):  # JSON has no NaN
+            fields[name] = _with_nan(fields.get(name, {}))
         return msgspec.convert(fields, Card)
     except (msgspec.DecodeError, msgspec.ValidationError, KeyError) as error:
         raise CorruptModel(f"{path}: is no card of a model: {error}") from None

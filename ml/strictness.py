@@ -17,6 +17,7 @@ YAML_WORDS: dict[type, str] = {
     list: "a list",
     dict: "a mapping",
     bool: "true or false",
+    int: "a whole number",
     float: "a number",
 }
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ml.baseline import naive_forecast
 from ml.declarations import Kind, Score
 from ml.encoding import Encoder, column_type, encode, learn_encoder
-from ml.evaluation import METRICS, evaluate
+from ml.metrics import METRICS, evaluate
 from ml.prediction import predict, score_rows
 from ml.registry import Card, Model
 

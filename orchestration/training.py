@@ -13,7 +13,7 @@ import dagster as dg
 
 from ml.declarations import Project, Score
 from ml.encoding import EncodingError
-from ml.evaluation import GateResult, check_gate
+from ml.gate import GateResult, check_gate
 from ml.registry import contract_of
 from orchestration import versions, warehouse
 from orchestration.cataloguing import tell_features

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from ml.declarations import Score
-from ml.evaluation import GateResult
+from ml.gate import GateResult
 from ml.registry import Card
 from orchestration import warehouse
 from orchestration.warehouse import Connection

@@ -129,21 +129,21 @@ def load_of(found: Manifest) -> dict[str, Any]:
     return found["sources"]["source.shop.raw.visits"]["config"]["meta"]["load"]  # type: ignore[no-any-return]
 
 
+KEYS = "keys: features, label, kind, gate, bands, fresh_for, exclude, params, search, train_on, monotone, shadow, reasons, retrain"
 EXPOSURE = "dbt_project/models/scores.yml: exposure 'leaving'"
 SOURCE = "dbt_project/models/sources.yml: source 'raw.visits': load"
 MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
     "no score": (
         lambda m: m["exposures"]["exposure.shop.leaving"]["config"]["meta"].clear(),
-        f"{EXPOSURE}: is of type ml but has no config.meta.score"
-        " (keys: features, label, kind, gate, bands, fresh_for, exclude)",
+        f"{EXPOSURE}: is of type ml but has no config.meta.score ({KEYS})",
     ),
     "unknown key": (
         lambda m: score_of(m).update(gates=[]),
-        f"{EXPOSURE}: score: unknown key 'gates' (known: features, label, kind, gate, bands, fresh_for, exclude)",
+        f"{EXPOSURE}: score: unknown key 'gates' ({KEYS.replace('keys', 'known')})",
     ),
     "missing key": (
         lambda m: score_of(m).pop("fresh_for"),
-        f"{EXPOSURE}: score: lacks fresh_for (keys: features, label, kind, gate, bands, fresh_for, exclude)",
+        f"{EXPOSURE}: score: lacks fresh_for ({KEYS})",
     ),
     "wrong type": (
         lambda m: score_of(m).update(gate="roc_auc > 0.5"),
@@ -151,7 +151,7 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
     ),
     "unknown kind": (
         lambda m: score_of(m).update(kind="chance"),
-        f"{EXPOSURE}: kind is 'chance' (possible: probability, amount)",
+        f"{EXPOSURE}: kind is 'chance' (possible: probability, amount, category)",
     ),
     "missing model": (
         lambda m: score_of(m).update(features="visitors"),

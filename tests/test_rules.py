@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ml.declarations import Kind
-from ml.evaluation import METRICS
+from ml.metrics import METRICS
 from serving.app import create_app
 from tests.conftest import REPOSITORY, SAMPLE
 

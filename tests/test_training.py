@@ -14,7 +14,7 @@ import pytest
 from ml.baseline import naive_forecast
 from ml.declarations import Kind, Score
 from ml.encoding import Column, ColumnType, Encoder, EncodingError, encode
-from ml.evaluation import evaluate
+from ml.metrics import evaluate
 from ml.prediction import score_rows
 from ml.registry import Model, save
 from ml.training import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ml.evaluation import GateResult
+from ml.gate import GateResult
 from orchestration import versions
 from orchestration.warehouse import Connection, open_warehouse
 from tests.small_data import a_model, a_score

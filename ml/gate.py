@@ -1,49 +1,15 @@
-"""How good a score is, in metrics, and whether that is good enough: the gate, SQL conditions over those metrics."""
+"""Whether a version is good enough to score customers: SQL conditions over its metrics, which DuckDB evaluates."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
-import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from ml.metrics import METRICS, Kind
 
-    from ml.declarations import Kind
-
-METRICS: "dict[Kind, dict[str, str]]" = {
-    "probability": {
-        "roc_auc": "Chance that a row with the outcome scores above one without (0.5 is guessing, 1 is perfect).",
-        "average_precision": "Mean share of hits among the highest scores, over all hits (a guess gets the base rate).",
-        "log_loss": "Mean negative log of the probability given to what happened (0 is perfect).",
-        "brier": "Mean squared distance of the probability from what happened, 0 or 1 (0 is perfect).",
-        "lift_top_decile": "Rate of the outcome in the highest tenth of scores, over the rate in all (1 is guessing).",
-        "calibration_error": "Mean distance of probability from the rate that came true, in ten bins (0 is perfect).",
-    },
-    "amount": {
-        "r2": "Share of the amounts' variance that the forecast explains (0 is forecasting the mean, 1 is perfect).",
-        "mae": "Mean absolute error, in the unit of the amount (0 is perfect).",
-        "rmse": "Root of the mean squared error, in the unit of the amount (0 is perfect).",
-        "bias": "Mean forecast minus mean amount, in the unit of the amount (0 is perfect, above 0 is too much).",
-    },
-}
-# True: more is better; False: less is; None: nearer to zero is.
-HIGHER_IS_BETTER: dict[str, bool | None] = {
-    "roc_auc": True,
-    "average_precision": True,
-    "log_loss": False,
-    "brier": False,
-    "lift_top_decile": True,
-    "calibration_error": False,
-    "r2": True,
-    "mae": False,
-    "rmse": False,
-    "bias": None,
-}
 OF_OTHERS = ("champion_", "baseline_")
-CALIBRATION_BINS = 10
 
 OPERATORS = {"+", "-", "*", "/"}
 FUNCTIONS = {"abs", "least", "greatest", "coalesce"}
@@ -74,77 +40,7 @@ class GateResult(msgspec.Struct, frozen=True):
     note: str
 
 
-def evaluate(kind: "Kind", label: "NDArray[Any]", score: "NDArray[Any]") -> dict[str, float]:
-    """Every metric of this kind for scores (rows,) against what happened (rows,): 0 or 1, or an amount.
-
-    A metric that has no meaning on these rows (an AUC without both outcomes, an R2 of equal amounts) is NaN.
-    Raises `ValueError` if there are no rows, the lengths differ, or a value is not finite.
-    """
-    truth, scores = np.asarray(label, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    if truth.ndim != 1 or truth.shape != scores.shape or not len(truth):
-        raise ValueError(
-            f"metrics need as many scores as labels, and one at least: {scores.shape} scores, {truth.shape} labels"
-        )
-    if not (np.isfinite(truth).all() and np.isfinite(scores).all()):
-        raise ValueError("metrics need finite numbers, but a label or score is null, NaN or infinite")
-    measured = _probability_metrics(truth, scores) if kind == "probability" else _amount_metrics(truth, scores)
-    return {name: float(measured[name]) for name in METRICS[kind]}
-
-
-def _probability_metrics(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> dict[str, float]:
-    from sklearn import metrics
-
-    if not np.isin(label, (0.0, 1.0)).all():
-        raise ValueError("the label of a probability is 0 or 1")
-    both = 0 < label.sum() < len(label)
-    return {
-        "roc_auc": metrics.roc_auc_score(label, score) if both else math.nan,
-        "average_precision": metrics.average_precision_score(label, score) if label.any() else math.nan,
-        "log_loss": metrics.log_loss(label, score, labels=[0, 1]),
-        "brier": metrics.brier_score_loss(label, score, pos_label=1),
-        "lift_top_decile": _lift(label, score, share=0.1),
-        "calibration_error": _calibration_error(label, score),
-    }
-
-
-def _amount_metrics(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> dict[str, float]:
-    from sklearn import metrics
-
-    return {
-        "r2": metrics.r2_score(label, score) if np.ptp(label) > 0 else math.nan,
-        "mae": metrics.mean_absolute_error(label, score),
-        "rmse": metrics.root_mean_squared_error(label, score),
-        "bias": float(score.mean() - label.mean()),
-    }
-
-
-def _lift(label: "NDArray[np.float64]", score: "NDArray[np.float64]", share: float) -> float:
-    """Rate in the highest `share` of scores (one row at least) over the rate in all; a tie at the edge has its mean."""
-    if not label.any():
-        return math.nan
-    chosen = math.ceil(len(label) * share)
-    edge = np.partition(score, -chosen)[-chosen]
-    above, tied = score > edge, score == edge
-    hits = label[above].sum() + (chosen - above.sum()) * label[tied].mean()
-    return float(hits / chosen / label.mean())
-
-
-def _calibration_error(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> float:
-    """Expected calibration error over ten bins of equal count, weighted by their rows.
-
-    The error is that of Naeini, Cooper and Hauskrecht (AAAI 2015); bins of equal count, as it is less biased with them:
-    Roelofs, Cain, Shlens and Mozer (AISTATS 2022, arXiv:2012.08668). Rows of equal score share their mean label, so
-    that the order of rows makes no difference.
-    """
-    values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rates = np.bincount(place, weights=label, minlength=len(values)) / counts
-    in_order, rate_in_order = np.repeat(values, counts), np.repeat(rates, counts)
-    bins = [part for part in np.array_split(np.arange(len(score)), CALIBRATION_BINS) if len(part)]
-    distances = [abs(in_order[part].mean() - rate_in_order[part].mean()) for part in bins]
-    return float(np.average(distances, weights=[len(part) for part in bins]))
-
-
-def known_gate_names(kind: "Kind") -> list[str]:
+def known_gate_names(kind: Kind) -> list[str]:
     """What a gate may name: the candidate's metrics, and each as champion_<metric> and baseline_<metric>."""
     return [prefix + name for prefix in ("", *OF_OTHERS) for name in METRICS[kind]]
 

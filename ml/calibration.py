@@ -1,0 +1,85 @@
+"""From a booster's log-odds to a probability that comes true as often as it says."""
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Method = Literal["none", "platt", "isotonic"]
+LEAST_ROWS = 200  # to calibrate on, and of either outcome LEAST_OUTCOMES: with fewer a curve follows chance
+LEAST_OUTCOMES = 20
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """How raw log-odds become a probability: not at all, by a logistic (Platt) of slope and intercept, or by a step
+    curve (isotonic) through the points `x`, log-odds, and `y`, probabilities.
+
+    `log_loss` has that of each method that was tried, on rows that it was not fitted on.
+    """
+
+    method: Method = "none"
+    slope: float = 1.0
+    intercept: float = 0.0
+    x: tuple[float, ...] = ()
+    y: tuple[float, ...] = ()
+    log_loss: dict[str, float] = {}
+
+
+def calibrated(calibration: Calibration, raw: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """The probabilities (rows,) of raw log-odds (rows,)."""
+    if calibration.method == "isotonic":
+        return np.interp(raw, calibration.x, calibration.y)
+    from scipy.special import expit
+
+    return np.asarray(expit(calibration.slope * raw + calibration.intercept), dtype=np.float64)
+
+
+def learn_calibration(
+    raw: "NDArray[np.float64]", label: "NDArray[np.float64]", moment: "NDArray[np.int64]"
+) -> Calibration:
+    """The method that gives the least log loss on held-out time, fitted on all of these rows then.
+
+    `raw` are log-odds of rows (rows,) that the booster did not learn from, `label` 0 or 1, `moment` orders their as-of
+    dates: the earlier half of the dates fits each method, the later half judges. Where there is one date only, or fewer
+    than 200 rows or 20 of an outcome in either half, nothing is calibrated. Platt: "Probabilistic outputs for support
+    vector machines", 1999. Isotonic: Zadrozny and Elkan, KDD 2002; its ends stay off 0 and 1 by a pseudo-row each.
+    """
+    from sklearn.metrics import log_loss
+
+    dates = np.unique(moment)
+    if len(dates) < 2:
+        return Calibration()
+    is_later = moment >= dates[len(dates) // 2]
+    if not (_is_enough(label[is_later]) and _is_enough(label[~is_later])):
+        return Calibration()
+    tried = [Calibration(), *(fit(raw[~is_later], label[~is_later]) for fit in (_platt, _isotonic))]
+    losses = {
+        one.method: float(log_loss(label[is_later], calibrated(one, raw[is_later]), labels=[0, 1])) for one in tried
+    }
+    best = min(losses, key=lambda method: losses[method])
+    found = Calibration() if best == "none" else (_platt if best == "platt" else _isotonic)(raw, label)
+    return msgspec.structs.replace(found, log_loss=losses)
+
+
+def _is_enough(label: "NDArray[np.float64]") -> bool:
+    return len(label) >= LEAST_ROWS and LEAST_OUTCOMES <= label.sum() <= len(label) - LEAST_OUTCOMES
+
+
+def _platt(raw: "NDArray[np.float64]", label: "NDArray[np.float64]") -> Calibration:
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=np.inf).fit(raw[:, None], label)
+    return Calibration(method="platt", slope=float(model.coef_[0, 0]), intercept=float(model.intercept_[0]))
+
+
+def _isotonic(raw: "NDArray[np.float64]", label: "NDArray[np.float64]") -> Calibration:
+    from sklearn.isotonic import IsotonicRegression
+
+    least = 1 / (len(label) + 2)
+    curve = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(raw, label)
+    return Calibration(
+        method="isotonic", x=tuple(map(float, curve.X_thresholds_)), y=tuple(map(float, curve.y_thresholds_))
+    )
