@@ -129,7 +129,10 @@ def load_of(found: Manifest) -> dict[str, Any]:
     return found["sources"]["source.shop.raw.visits"]["config"]["meta"]["load"]  # type: ignore[no-any-return]
 
 
-KEYS = "keys: features, label, kind, gate, bands, fresh_for, exclude, params, search, train_on, monotone, shadow, reasons, retrain"
+KEYS = (
+    "keys: features, label, kind, gate, bands, fresh_for, exclude, params, search, train_on, monotone, shadow, "
+    "reasons, retrain"
+)
 EXPOSURE = "dbt_project/models/scores.yml: exposure 'leaving'"
 SOURCE = "dbt_project/models/sources.yml: source 'raw.visits': load"
 MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
