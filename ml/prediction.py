@@ -8,35 +8,50 @@ import numpy as np
 import pyarrow as pa
 
 from ml import explanation
+from ml.calibration import Calibration, calibrated
 from ml.encoding import EncodingError, encode
 
 if TYPE_CHECKING:
     from catboost import CatBoost
     from numpy.typing import NDArray
 
-    from ml.declarations import Kind, Score
+    from ml.metrics import Kind
     from ml.registry import Model
+    from ml.scores import Score
 
 
-def predict(
-    booster: "CatBoost", kind: "Kind", features: "NDArray[np.float32]", lowest: float | None
+def raw_scores(booster: "CatBoost", features: "NDArray[np.float32]") -> "NDArray[np.float64]":
+    """What the trees add up to for each row of an encoded matrix (rows, columns).
+
+    (rows,): log-odds of outcome 1, or an amount; of a category (rows, classes), whose softmax are the probabilities.
+    """
+    return np.asarray(booster.predict(features), dtype=np.float64)
+
+
+def outcomes(
+    kind: "Kind", raw: "NDArray[np.float64]", lowest: float | None, calibration: Calibration
 ) -> "NDArray[np.float64]":
-    """The scores (rows,) of an encoded matrix (rows, columns): the probability of outcome 1, or the amount.
+    """The scores that raw scores stand for: calibrated probabilities (rows,), amounts (rows,), of a category the
+    probability of each class (rows, classes).
 
     An amount is raised to `lowest`, which is 0 where no label of the training was negative.
     """
-    if not len(features):
-        return np.empty(0)
     if kind == "probability":
-        return np.asarray(booster.predict(features, prediction_type="Probability")[:, 1], dtype=np.float64)
-    amounts = np.asarray(booster.predict(features), dtype=np.float64)
-    return amounts if lowest is None else np.maximum(amounts, lowest)
+        return calibrated(calibration, raw)
+    if kind == "category":
+        from scipy.special import softmax
+
+        return np.asarray(softmax(raw, axis=1), dtype=np.float64)
+    return raw if lowest is None else np.maximum(raw, lowest)
 
 
 def score_rows(model: "Model", rows: "pa.Table | pa.RecordBatch") -> "NDArray[np.float64]":
-    """The scores (rows,) of these rows alone, without reasons. Raises `EncodingError` if they lack a feature."""
+    """The scores of these rows alone, as `outcomes` gives them. Raises `EncodingError` if they lack a feature."""
     card = model.card
-    return predict(model.booster, card.kind, encode(card.encoder, rows), card.lowest)
+    matrix = encode(card.encoder, rows)
+    if not len(matrix):
+        return np.empty((0, len(card.classes)) if card.kind == "category" else 0)
+    return outcomes(card.kind, raw_scores(model.booster, matrix), card.lowest, card.calibration)
 
 
 def score_batch(
@@ -56,7 +71,7 @@ def score_batch(
         raise EncodingError(f"the rows lack their key: {', '.join(absent)}")
     card = model.card
     matrix = encode(card.encoder, rows)
-    scores = predict(model.booster, card.kind, matrix, card.lowest)
+    scores = score_rows(model, rows)
     keys = {name: rows.column(name) for name in score.entity}
     length = rows.num_rows
     return pa.RecordBatch.from_pydict(

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ml.baseline import naive_forecast
+from ml.calibration import Calibration
 from ml.declarations import Kind, Score
 from ml.encoding import Encoder, column_type, encode, learn_encoder
 from ml.metrics import METRICS, evaluate
-from ml.prediction import predict, score_rows
+from ml.prediction import outcomes, raw_scores, score_rows
 from ml.registry import Card, Model
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def train(
         encoder=encoder,
         kind=score.kind,
         lowest=lowest,
-        metrics=evaluate(score.kind, truth, predict(booster, score.kind, held_out, lowest)),
+        metrics=evaluate(score.kind, truth, outcomes(score.kind, raw_scores(booster, held_out), lowest, Calibration())),
         baseline=evaluate(score.kind, truth, naive),
         baseline_name=baseline_name,
         importance=_importance(booster),
