@@ -2,17 +2,22 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from ml.metrics import METRICS, Kind
+from ml.slices import LEAST_ROWS, MOST_VALUES, Slice
 
 OF_OTHERS = ("champion_", "baseline_")
 
 OPERATORS = {"+", "-", "*", "/"}
 FUNCTIONS = {"abs", "least", "greatest", "coalesce"}
+# The least or most of a metric among the slices of a column: min_by('colour', roc_auc).
+OF_SLICES = {"min_by": min, "max_by": max}
+SLICED = re.compile(r"\b(min_by|max_by)\s*\(\s*'((?:[^']|'')+)'\s*,\s*(\w+)\s*\)", re.IGNORECASE)
 # Node classes of DuckDB's parser that a condition may hold, with the types allowed in them (None: every type).
 EXPRESSIONS: dict[str, set[str] | None] = {
     "COLUMN_REF": None,
@@ -49,10 +54,18 @@ def gate_names(condition: str) -> set[str]:
     """The metrics that a condition names, read by DuckDB's own parser.
 
     Raises `GateError` unless it is one SQL condition (true or false) of metrics, numbers, comparisons, and/or/not,
-    between, in, + - * /, abs, least, greatest and coalesce. Its message continues "gate '...' ".
+    between, in, + - * /, abs, least, greatest, coalesce, and of min_by and max_by, whose metrics are among the names.
+    Its message continues "gate '...' ".
     """
     with _duckdb() as connection:
-        return _names(connection, condition)
+        return {name for name in _names(connection, condition) if not SLICED.fullmatch(name)} | {
+            metric for _, _, metric in _sliced(condition)
+        }
+
+
+def sliced_columns(conditions: Sequence[str]) -> list[str]:
+    """The columns of whose slices the conditions speak, in their order."""
+    return list(dict.fromkeys(column for condition in conditions for _, column, _ in _sliced(condition)))
 
 
 def check_gate(
@@ -60,22 +73,72 @@ def check_gate(
     metrics: Mapping[str, float],
     baseline: Mapping[str, float],
     champion: Mapping[str, float] | None,
+    slices: Sequence[Slice] = (),
+    champion_slices: Sequence[Slice] = (),
 ) -> list[GateResult]:
     """Every condition, evaluated by DuckDB over the metrics of the candidate, the baseline and the champion.
 
     Without a champion its metrics are NULL: a condition that hangs on them alone passes, with a note. Else NULL never
-    passes, and neither does a NaN among the values. Raises `GateError` for a condition it can't read or whose names it
-    doesn't know.
+    passes, and neither does a NaN among the values, nor a column of which there are no slices. Raises `GateError` for a
+    condition it can't read or whose names it doesn't know.
     """
     values = {name: float(value) for name, value in metrics.items()}
     values |= {f"baseline_{name}": float(value) for name, value in baseline.items()}
     values |= {f"champion_{name}": float(value) for name, value in (champion or {}).items()}
     absent = {f"champion_{name}" for name in metrics} - set(values) if champion is None else set()
+    notes: dict[str, str] = {}
+    for function, column, metric in (one for condition in conditions for one in _sliced(condition)):
+        of_champion = metric.startswith("champion_")
+        if of_champion and champion is None:
+            absent.add(_called(function, column, metric))
+            continue
+        value, note = _of_slices(function, column, metric, champion_slices if of_champion else slices)
+        values[_called(function, column, metric)], notes[_called(function, column, metric)] = value, note
     with _duckdb() as connection:
-        return [_check(connection, condition, values, absent) for condition in conditions]
+        return [_check(connection, condition, values, absent, notes) for condition in conditions]
 
 
-def _check(connection: Any, condition: str, values: Mapping[str, float], absent: set[str]) -> GateResult:
+def _of_slices(function: str, column: str, metric: str, slices: Sequence[Slice]) -> tuple[float, str]:
+    """The least or most of a metric among the slices of a column, and which slice has it."""
+    name = metric.removeprefix("champion_")
+    measured = [
+        (one.metrics[name], one.value)
+        for one in slices
+        if one.column == column and not math.isnan(one.metrics.get(name, math.nan))
+    ]
+    if not measured:
+        needed = f"it makes them where it has 2 to {MOST_VALUES} values, with {LEAST_ROWS} held-out rows or more"
+        return math.nan, f"{column} has no slice on which {name} can be measured: {needed}"
+    value, where = OF_SLICES[function](measured)
+    return value, f"{column} '{where}'"
+
+
+def _sliced(condition: str) -> list[tuple[str, str, str]]:
+    """Function, column and metric of each min_by and max_by of a condition."""
+    return [
+        (function.lower(), column.replace("''", "'"), metric) for function, column, metric in SLICED.findall(condition)
+    ]
+
+
+def _called(function: str, column: str, metric: str) -> str:
+    """What a min_by or max_by is called among the values."""
+    quoted = column.replace("'", "''")
+    return f"{function}('{quoted}', {metric})"
+
+
+def _plain(condition: str) -> str:
+    """The condition with a name in place of each min_by and max_by."""
+
+    def name(match: re.Match[str]) -> str:
+        quoted = _called(match[1].lower(), match[2].replace("''", "'"), match[3]).replace('"', '""')
+        return f'"{quoted}"'
+
+    return SLICED.sub(name, condition)
+
+
+def _check(
+    connection: Any, condition: str, values: Mapping[str, float], absent: set[str], notes: Mapping[str, str]
+) -> GateResult:
     names = sorted(_names(connection, condition))
     unknown = [name for name in names if name not in values and name not in absent]
     if unknown:
@@ -83,13 +146,17 @@ def _check(connection: Any, condition: str, values: Mapping[str, float], absent:
     seen = {name: values[name] for name in names if name in values}
     undefined = [name for name, value in seen.items() if math.isnan(value)]
     if undefined:
-        return GateResult(condition, seen, passed=False, note=f"{', '.join(undefined)} can't be measured on these rows")
-    verdict = _verdict(connection, condition, {name: seen.get(name) for name in names})
+        why = [notes[name] for name in undefined if name in notes] or [
+            f"{', '.join(undefined)} can't be measured on these rows"
+        ]
+        return GateResult(condition, seen, passed=False, note="; ".join(why))
+    verdict = _verdict(connection, _plain(condition), {name: seen.get(name) for name in names})
+    told = [notes[name] for name in seen if name in notes]
     if verdict is None and any(name in absent for name in names):
-        return GateResult(condition, seen, passed=True, note="there was no champion to compare with")
-    return GateResult(
-        condition, seen, passed=verdict is True, note="the condition gives null" if verdict is None else ""
-    )
+        told.append("there was no champion to compare with")
+        return GateResult(condition, seen, passed=True, note="; ".join(told))
+    told += ["the condition gives null"] if verdict is None else []
+    return GateResult(condition, seen, passed=verdict is True, note="; ".join(told))
 
 
 def _verdict(connection: Any, condition: str, values: Mapping[str, float | None]) -> bool | None:
@@ -125,13 +192,19 @@ def _duckdb() -> Any:
 
 
 def _names(connection: Any, condition: str) -> set[str]:
+    """The columns that the condition reads, each min_by and max_by being one."""
     for mark, what in ((";", "a semicolon"), ("--", "a comment"), ("/*", "a comment")):
         if mark in condition:
             raise GateError(f"holds {what}, but must be one SQL condition")
-    _parse(connection, f"({condition})")  # so that it is whole in itself: no alias, no from, no second column
-    expression = _parse(connection, condition)
-    names = {str(node["column_names"][0]).lower() for node in _nodes(expression) if node["class"] == "COLUMN_REF"}
-    _verdict(connection, condition, dict.fromkeys(names, 1.0))
+    for _, column, metric in _sliced(condition):
+        if metric.startswith("baseline_"):
+            raise GateError(f"asks for {metric} in slices of '{column}', but the baseline is measured as a whole only")
+    plain = _plain(condition)
+    _parse(connection, f"({plain})")  # so that it is whole in itself: no alias, no from, no second column
+    expression = _parse(connection, plain)
+    found = [str(node["column_names"][0]) for node in _nodes(expression) if node["class"] == "COLUMN_REF"]
+    names = {name if SLICED.fullmatch(name) else name.lower() for name in found}
+    _verdict(connection, plain, dict.fromkeys(names, 1.0))
     return names
 
 
@@ -181,10 +254,15 @@ def _check_function(expression: Mapping[str, Any]) -> None:
     name, path = expression["function_name"], expression["qualified_name"]["path"]
     known = name in OPERATORS if expression.get("is_operator") else name in FUNCTIONS and path == [name]
     extras = [key for key in ("distinct", "filter", "export_state") if expression.get(key)]
+    if name in OF_SLICES:
+        raise GateError(f"calls {name} otherwise than {name}('<column>', <metric>)")
     if not known or extras or expression["order_bys"]["orders"]:
         raise GateError(f"calls {'.'.join(path)}, but may hold {_allowed()}")
 
 
 def _allowed() -> str:
     functions = ", ".join(sorted(FUNCTIONS))
-    return f"metrics, numbers, comparisons, and, or, not, between, in, {' '.join(sorted(OPERATORS))}, {functions}"
+    return (
+        f"metrics, numbers, comparisons, and, or, not, between, in, {' '.join(sorted(OPERATORS))}, {functions},"
+        " min_by('<column>', <metric>), max_by"
+    )

@@ -104,7 +104,9 @@ def _params(declared: Mapping[Any, Any], kind: str | None, where: str, faults: F
             faults.append(f"{where}: params: {name} is {value!r}, not {whole} from {least:g} to {most:g}")
             continue
         if name == "positive_weight" and kind not in (None, "probability"):
-            faults.append(f"{where}: params: positive_weight is for the outcome 1 of a probability, not for a {kind}")
+            faults.append(
+                f"{where}: params: positive_weight weighs the outcome 1 of a probability, and this is a {kind}"
+            )
             continue
         sound[str(name)] = value
     return sound

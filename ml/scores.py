@@ -132,6 +132,7 @@ def read_score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Fau
     if label:
         _check_label(label, label_keys, node["name"], folder, faults)
     model_columns = _features(features, keys, where, folder, faults) if features and keys else ()
+    _check_slices(gate, model_columns, where, faults)
     columns = _without(declared.get("exclude", ()), model_columns, where, faults)
     names = [column.name for column in columns]
     ordered = [column.name for column in columns if not column.data_type.lower().startswith(TEXTS)]
@@ -278,6 +279,16 @@ def _without(excluded: Sequence[Any], columns: tuple[Feature, ...], where: str, 
     if columns and not left:
         faults.append(f"{where}: exclude leaves no feature to learn from")
     return left
+
+
+def _check_slices(gate: Sequence[str], columns: Sequence[Feature], where: str, faults: Faults) -> None:
+    names = [column.name for column in columns]
+    faults += [
+        f"{where}: gate: slices by '{column}', which is no column of its feature model"
+        f" (columns: {some(names, like=column)})"
+        for column in gates.sliced_columns(gate)
+        if names and column not in names
+    ]
 
 
 def _gate(conditions: Sequence[Any], kind: Kind | None, where: str, faults: Faults) -> tuple[str, ...]:

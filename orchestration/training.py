@@ -1,5 +1,6 @@
 """From a training set to a champion: the model, and its gate."""
 
+import hashlib
 import importlib.metadata
 import json
 import time
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import msgspec
 
 from ml.declarations import Project, Score
 from ml.encoding import EncodingError
-from ml.gate import GateResult, check_gate
+from ml.gate import GateResult, check_gate, sliced_columns
+from ml.learning import Learning
 from ml.registry import contract_of
+from ml.slices import Slice
 from orchestration import versions, warehouse
 from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
@@ -99,7 +103,9 @@ def train_version(connection: Connection, score: Score, training_set: str, where
         candidate, score, version=version, training_set=training_set, trained_at=datetime.now(UTC)
     )
     card = registry.save(folder, candidate.booster, made)
-    versions.record_version(connection, card, engine(), champion_metrics, champion["version"] if champion else None)
+    versions.record_version(
+        connection, card, trained_by(score), champion_metrics, champion["version"] if champion else None
+    )
     found = versions.newest_version(connection, score)
     assert found is not None, "the version just recorded"
     return found
@@ -131,22 +137,53 @@ def engine() -> str:
     """What else than data decides what a training gives, and what is known of it: where it differs, train again."""
     from ml.training import recipe
 
-    packages = ("scorehouse", "catboost", "scikit-learn", "numpy")
+    packages = ("scorehouse", "catboost", "scikit-learn", "numpy", "optuna")
     versions_of = " ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
     return f"{versions_of} seed {SEED} recipe {recipe()}"
 
 
-def judge(connection: Connection, score: Score, version: dict[str, Any]) -> list[GateResult]:
+def trained_by(score: Score) -> str:
+    """What decides a training of this score besides its rows: the engine, and what its owner declares of learning."""
+    if score.learning == Learning():
+        return engine()
+    declared = hashlib.sha256(msgspec.json.encode(score.learning, order="deterministic")).hexdigest()[:8]
+    return f"{engine()} learning {declared}"
+
+
+def judge(connection: Connection, score: Score, version: dict[str, Any], where: Paths) -> list[GateResult]:
     """The gate's verdict on a version, taken again if the declared conditions have changed since."""
     known = versions.gate_of(connection, score, version["version"])
     if [result.condition for result in known] == list(score.gate):
         return known
     champion_metrics = json.loads(version["champion_metrics"]) if version["champion_metrics"] else None
     results = check_gate(
-        score.gate, json.loads(version["metrics"]), json.loads(version["baseline_metrics"]), champion_metrics
+        score.gate,
+        json.loads(version["metrics"]),
+        json.loads(version["baseline_metrics"]),
+        champion_metrics,
+        *_slices(connection, score, version, where),
     )
     versions.record_gate(connection, score, version["version"], results)
     return results
+
+
+def _slices(
+    connection: Connection, score: Score, version: dict[str, Any], where: Paths
+) -> tuple[list[Slice], list[Slice]]:
+    """The slices that the gate speaks of: of a version, and of the champion that it was compared with."""
+    columns = sliced_columns(score.gate)
+    if not columns:
+        return [], []
+
+    from ml import training
+
+    rows = training.held_out(training_rows(connection, score, version["training_set"], where), score)
+    compared = [version["version"], version["champion_version"]]
+    own, champions = (
+        training.metrics_in_slices(load_model(where, score, one), rows, columns) if one is not None else []
+        for one in compared
+    )
+    return own, champions
 
 
 def current_champion(connection: Connection, score: Score) -> dict[str, Any]:
@@ -194,7 +231,7 @@ def training_assets(
                     f"score '{score.name}': has no training set yet; materialize training_sets/{score.name} first"
                 )
             version = versions.newest_version(connection, score)
-            made_from = (score.kind, current["training_set"], engine())
+            made_from = (score.kind, current["training_set"], trained_by(score))
             trained = (
                 version is None
                 or (version["kind"], version["training_set"], version["engine"]) != made_from
@@ -204,7 +241,7 @@ def training_assets(
             if version is None or trained:
                 version = train_version(connection, score, current["training_set"], where, context.log)
                 prune_training_sets(connection, score, where.training_sets)
-            verdict = judge(connection, score, version)
+            verdict = judge(connection, score, version, where)
             champion = versions.champion(connection, score)
             tell_features(connection, project, score, where)
         metrics, baseline = json.loads(version["metrics"]), json.loads(version["baseline_metrics"])

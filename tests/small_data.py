@@ -70,6 +70,8 @@ def some_rows(weeks: int = 16, customers: int = 20, kind: Kind = "probability", 
     spend = np.round(random.gamma(2, 20, length), 2)
     left = (away + random.normal(0, 12, length) > 35).astype(int)
     amount = np.round(np.maximum(0, 90 - 2 * away + 0.2 * spend + random.normal(0, 5, length)), 2)
+    moods = np.array(["keen", "wary", "lost"])[np.digitize(away + spend + random.normal(0, 6, length), [45, 85])]
+    labels = {"probability": left, "amount": amount, "category": moods}
     features = {
         "days_away": [None if number % 11 == 0 else int(days) for number, days in enumerate(away)],
         "spend": [None if number % 7 == 0 else float(dollars) for number, dollars in enumerate(spend)],
@@ -86,7 +88,7 @@ def some_rows(weeks: int = 16, customers: int = 20, kind: Kind = "probability", 
             "customer_id": pa.array(list(range(customers)) * weeks, pa.int64()),
             "week": pa.array(week, pa.date32()),
             **{name: pa.array(values, TYPES[name]) for name, values in features.items()},
-            "label": pa.array(left if kind == "probability" else amount),
+            "label": pa.array(labels[kind]),
             "matures_on": pa.array([day + timedelta(days=DAYS_TO_MATURE) for day in week], pa.date32()),
         }
     )

@@ -144,6 +144,18 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
         lambda m: score_of(m).update(gates=[]),
         f"{EXPOSURE}: score: unknown key 'gates' ({KEYS.replace('keys', 'known')})",
     ),
+    "slices of nothing": (
+        lambda m: score_of(m).update(gate=["min_by('devise', roc_auc) > 0.6"]),
+        f"{EXPOSURE}: gate: slices by 'devise', which is no column of its feature model (columns: device",
+    ),
+    "no bands": (
+        lambda m: score_of(m).pop("bands"),
+        f"{EXPOSURE}: score: lacks bands",
+    ),
+    "bands of a category": (
+        lambda m: score_of(m).update(kind="category", gate=["accuracy > 0.5"]),
+        f"{EXPOSURE}: bands are for a probability or an amount: a category has its classes as bands",
+    ),
     "missing key": (
         lambda m: score_of(m).pop("fresh_for"),
         f"{EXPOSURE}: score: lacks fresh_for ({KEYS})",

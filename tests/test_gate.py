@@ -7,6 +7,7 @@ import pytest
 
 from ml.gate import GateError, GateResult, check_gate, gate_names, known_gate_names
 from ml.metrics import METRICS
+from ml.slices import Slice
 
 # --- The gate
 
@@ -196,3 +197,57 @@ def test_what_is_not_one_plain_condition_of_metrics_is_refused(odd: str) -> None
     with pytest.raises(GateError) as raised:
         gate(condition)
     assert fault in str(raised.value)
+
+
+# --- Slices
+
+SLICES = [
+    Slice(column="age", value=value, rows=80, metrics={"roc_auc": auc})
+    for value, auc in (("young", 0.7), ("old", 0.8), ("unknown", math.nan))
+]
+
+
+def judged_in_slices(condition: str, champion: list[Slice] | None = None) -> GateResult:
+    whole = {"roc_auc": 0.75}
+    (result,) = check_gate([condition], whole, whole, whole if champion is not None else None, SLICES, champion or [])
+    return result
+
+
+def test_a_gate_may_ask_for_the_worst_slice_and_is_told_which_that_is() -> None:
+    asked = "min_by('age', roc_auc)"
+    result = judged_in_slices(f"{asked} >= 0.75")
+    assert (result.values, result.passed, result.note) == ({asked: 0.7}, False, "age 'young'")
+    assert judged_in_slices("MIN_BY( 'age' ,roc_auc) >= 0.7 and roc_auc > 0.7").passed
+    assert not judged_in_slices(f"max_by('age', roc_auc) - {asked} < 0.05").passed
+
+
+def test_slices_may_be_compared_with_those_of_the_champion() -> None:
+    worse = [Slice(column="age", value="old", rows=80, metrics={"roc_auc": 0.65})]
+    condition = "min_by('age', roc_auc) >= min_by('age', champion_roc_auc)"
+    assert judged_in_slices(condition, worse).passed
+    alone = judged_in_slices(condition)
+    assert (alone.passed, alone.note) == (True, "age 'young'; there was no champion to compare with")
+
+
+def test_a_column_without_slices_lets_nothing_pass() -> None:
+    result = judged_in_slices("min_by('colour', roc_auc) > 0")
+    assert not result.passed
+    assert result.note.startswith("colour has no slice on which roc_auc can be measured")
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("min_by(age, roc_auc) > 0", "calls min_by otherwise than min_by('<column>', <metric>)"),
+        ("min_by('age', roc_auc)", "gives a double, not true or false"),
+        ("min_by('age', baseline_roc_auc) > 0", "the baseline is measured as a whole only"),
+    ],
+)
+def test_slices_are_asked_for_in_one_way(condition: str, told: str) -> None:
+    with pytest.raises(GateError) as raised:
+        gate_names(condition)
+    assert told in str(raised.value)
+
+
+def test_the_metric_of_a_slice_is_among_the_names_of_a_condition() -> None:
+    assert gate_names("min_by('age', rok_auc) > 0 and log_loss < 1") == {"rok_auc", "log_loss"}

@@ -14,25 +14,14 @@ import pytest
 from ml.baseline import naive_forecast
 from ml.declarations import Kind, Score
 from ml.encoding import Column, ColumnType, Encoder, EncodingError, encode
+from ml.labels import BadLabel, TooFewRows, TrainingError, label_numbers
 from ml.metrics import evaluate
 from ml.prediction import score_rows
 from ml.registry import Model, save
-from ml.training import (
-    BadLabel,
-    Candidate,
-    NoFeature,
-    OneClass,
-    TooFewDates,
-    TooFewRows,
-    TrainingError,
-    champion_metrics,
-    held_out_dates,
-    make_card,
-    train,
-)
+from ml.training import Candidate, NoFeature, OneClass, TooFewDates, champion_metrics, held_out_dates, make_card, train
 from tests.small_data import FIRST_DAY, TYPES, a_candidate, a_score, a_score_of, some_rows, with_column
 
-KINDS: list[Kind] = ["probability", "amount"]
+KINDS: list[Kind] = ["probability", "amount", "category"]
 
 
 def model_of(candidate: Candidate, kind: Kind = "probability") -> Model:
@@ -66,7 +55,11 @@ def test_the_newest_dates_are_held_out_and_trained_is_on_what_had_matured_before
 def test_labels_that_were_not_known_on_the_first_held_out_date_teach_nothing(kind: Kind, tmp_path: Path) -> None:
     rows = some_rows(kind=kind)
     unknown = pc.greater(rows.column("week"), pa.scalar(week(10)))
-    worst = pc.subtract(1, rows.column("label")) if kind == "probability" else pc.multiply(rows.column("label"), -1e6)
+    worst = {
+        "probability": lambda label: pc.subtract(1, label),
+        "amount": lambda label: pc.multiply(label, -1e6),
+        "category": lambda label: pc.if_else(pc.equal(label, "keen"), "lost", "keen"),
+    }[kind](rows.column("label"))
     poisoned = train(with_column(rows, "label", pc.if_else(unknown, worst, rows.column("label"))), a_score(kind))
     assert checksum(poisoned, tmp_path / "b", kind) == checksum(a_candidate(kind), tmp_path / "a", kind)
     assert poisoned.metrics != a_candidate(kind).metrics
@@ -165,10 +158,12 @@ def test_a_composite_entity_is_put_in_order_by_all_its_columns(tmp_path: Path) -
 def test_a_candidate_has_its_metrics_on_the_held_out_rows(kind: Kind) -> None:
     candidate = a_candidate(kind)
     scores = score_rows(model_of(candidate, kind), candidate.holdout)
-    assert candidate.metrics == evaluate(kind, candidate.holdout.column("label").to_numpy(), scores)
+    truth = label_numbers(candidate.holdout, kind, candidate.classes)
+    assert candidate.metrics == evaluate(kind, truth, scores)
+    assert candidate.scores.tolist() == scores.tolist()
 
 
-@pytest.mark.parametrize(("kind", "metric"), [("probability", "roc_auc"), ("amount", "r2")])
+@pytest.mark.parametrize(("kind", "metric"), [("probability", "roc_auc"), ("amount", "r2"), ("category", "roc_auc")])
 def test_what_can_be_learnt_is_learnt_better_than_the_naive_forecast(kind: Kind, metric: str) -> None:
     assert a_candidate(kind).metrics[metric] > max(0.75, a_candidate(kind).baseline[metric])
 
@@ -269,7 +264,7 @@ def test_nulls_everywhere_and_columns_that_never_differ_do_no_harm() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_infinite_numbers_beside_nulls_can_be_learnt_from(kind: Kind) -> None:
     rows = some_rows(kind=kind)
-    high = pc.greater(rows.column("label"), 40 if kind == "amount" else 0).to_numpy()
+    high = pc.greater(rows.column("label"), {"probability": 0, "amount": 40, "category": "lost"}[kind]).to_numpy()
     endless = np.where(high, np.nan, np.where(np.arange(320) % 3, -np.inf, np.inf))
     candidate = train(with_column(rows, "x", pa.array(endless, from_pandas=True)), a_score_of("x", kind=kind))
     assert all(np.isfinite(value) for value in (*candidate.metrics.values(), *candidate.baseline.values()))
@@ -360,6 +355,24 @@ UNSOUND: dict[str, Case] = {
         BadLabel,
         "keys, label and matures_on are never null, but of 320 rows: customer_id in 1 rows, matures_on in 320 rows",
     ),
+    "one class": (
+        lambda: with_column(some_rows(), "label", ["keen"] * 320),
+        a_score("category"),
+        OneClass,
+        "all 220 training rows have the label keen: two classes at least are needed",
+    ),
+    "too many classes": (
+        lambda: with_column(some_rows(), "label", [str(number % 51) for number in range(320)]),
+        a_score("category"),
+        BadLabel,
+        "the label has 51 classes (0, 1, 10, 11, 12, ...): 50 at most",
+    ),
+    "classes that are no names": (
+        lambda: some_rows(kind="amount"),
+        a_score("category"),
+        BadLabel,
+        "the label of a category is text, a boolean or a whole number, but has type double",
+    ),
     "NaN": (
         lambda: edited("label", np.nan, kind="amount"),
         a_score("amount"),
@@ -412,6 +425,52 @@ def test_rows_that_no_sound_model_can_be_trained_on_are_refused_with_what_is_wro
 def test_outcomes_may_be_of_any_type_that_is_0_and_1(kept: pa.DataType, tmp_path: Path) -> None:
     typed = with_column(some_rows(), "label", some_rows().column("label").cast(kept))
     assert checksum(train(typed, a_score()), tmp_path / "b") == checksum(a_candidate(), tmp_path / "a")
+
+
+# --- A category
+
+
+def test_a_category_has_its_classes_in_order_and_a_probability_of_each() -> None:
+    candidate = a_candidate("category")
+    assert candidate.classes == ("keen", "lost", "wary")
+    assert candidate.scores.shape == (80, 3)
+    assert candidate.scores.sum(axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("kept", "classes"),
+    [(pa.int8(), ("0", "1")), (pa.bool_(), ("false", "true")), (pa.dictionary(pa.int8(), pa.string()), ("0", "1"))],
+)
+def test_classes_may_be_whole_numbers_booleans_or_an_enum(kept: pa.DataType, classes: tuple[str, ...]) -> None:
+    label = some_rows().column("label")
+    stored = label.cast(pa.string()).dictionary_encode() if pa.types.is_dictionary(kept) else label.cast(kept)
+    assert train(with_column(some_rows(), "label", stored), a_score("category")).classes == classes
+
+
+def test_a_class_that_first_appears_among_the_held_out_rows_counts_as_wrong() -> None:
+    rows = some_rows(kind="category")
+    late = pc.greater_equal(rows.column("week"), pa.scalar(week(12)))
+    odd = pc.and_(late, pc.equal(rows.column("customer_id"), 3))
+    candidate = train(with_column(rows, "label", pc.if_else(odd, "new", rows.column("label"))), a_score("category"))
+    assert candidate.classes == ("keen", "lost", "wary")
+    assert candidate.metrics["accuracy"] <= a_candidate("category").metrics["accuracy"]
+
+
+def test_the_naive_category_is_that_of_the_number_whose_ranges_tell_the_classes() -> None:
+    rows = some_rows(kind="category")
+    assert a_candidate("category").baseline_name in ("days_away alone", "spend alone")
+    told = train(
+        with_column(rows, "told", pc.index_in(rows.column("label"), pa.array(["keen", "lost"]))),
+        a_score_of("told", "spend", kind="category"),
+    )
+    assert told.baseline_name == "told alone"
+    assert told.baseline["accuracy"] == 1
+
+
+def test_where_no_number_tells_the_classes_the_naive_category_has_their_shares() -> None:
+    candidate = train(some_rows(kind="category"), a_score_of("colour", "member", kind="category"))
+    assert candidate.baseline_name == "the shares of the classes"
+    assert candidate.baseline["roc_auc"] == 0.5
 
 
 # --- The naive forecast
