@@ -1,0 +1,135 @@
+"""When a score's candidate is trained, and why: whatever its owner declares, else whenever there are new labels."""
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+from typing import Any
+
+import msgspec
+
+from ml.learning import BUDGET_DAYS
+from ml.registry import contract_of
+from ml.scores import Score
+from orchestration import versions, warehouse
+from orchestration.project import Paths, read_json
+from orchestration.warehouse import Connection
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Whether a candidate is trained now: `trigger` is why, None if none is; `waits` is what it waits for then."""
+
+    trigger: str | None = None
+    waits: str = ""
+
+
+def decide(
+    connection: Connection,
+    score: Score,
+    current: dict[str, Any],
+    trained_by: str,
+    is_whole: bool,
+    today: date,
+    where: Paths,
+    asked: str = "",
+) -> Decision:
+    """Whether to train on the current training set (a row of `ml.training_sets`), and why.
+
+    `trained_by` is what decides a training besides its rows, `is_whole` whether the newest version's files are,
+    `asked` why somebody asks for one now. A first training, one after a change of what trains, and one that was asked
+    for wait for nothing. `today` is the project's clock, which days are counted by.
+    """
+    newest = versions.newest_version(connection, score)
+    if newest is None:
+        return Decision("first training")
+    number = f"version {newest['version']}"
+    changed = {
+        f"its kind is {score.kind}, and that of {number} {newest['kind']}": newest["kind"] != score.kind,
+        "its features have changed": newest["contract"] not in (None, contract_of(score.columns)),
+        f"what trains it has changed since {number}": newest["engine"] != trained_by,
+        f"the files of {number} are damaged": not is_whole,
+    }
+    if any(changed.values()):
+        return Decision("; ".join(why for why, holds in changed.items() if holds))
+    if newest["training_set"] == current["training_set"]:
+        return Decision(waits=f"{number} has learned from all there is, so another training would give the same model")
+    if asked:
+        return Decision(asked)
+    frozen = versions.training_set(connection, score, newest["training_set"])
+    last = frozen["known_until"] if frozen else newest["holdout_to"]
+    fresh = _new_labels(connection, score, last, today)
+    if score.retrain is None:
+        return Decision(f"{fresh:,} new labels" if fresh else "the rows it learns from have changed")
+    fired = [why for why in _fired(connection, score, last, fresh, today, where) if why]
+    if not fired:
+        return Decision(waits=f"{fresh:,} new labels since {last}; {_declared(score)}")
+    held_back = _held_back(connection, score, last, today)
+    return Decision(waits=f"{'; '.join(fired)}, but {held_back}") if held_back else Decision("; ".join(fired))
+
+
+def _new_labels(connection: Connection, score: Score, last: date, today: date) -> int:
+    label = warehouse.name(score.label_schema, score.label)
+    query = f"select count(*) from {label} where matures_on > date '{last}' and matures_on <= date '{today}'"
+    return int(warehouse.one(connection, query)[0])
+
+
+def _fired(
+    connection: Connection, score: Score, last: date, fresh: int, today: date, where: Paths
+) -> Iterator[str | None]:
+    """Of each trigger that is declared why it starts a training, or None."""
+    declared = score.retrain
+    assert declared is not None
+    if declared.every_days is not None:
+        due = today - last >= timedelta(days=declared.every_days)
+        yield f"schedule: {(today - last).days} days since the last training" if due else None
+    if declared.new_labels is not None:
+        yield f"new labels: {fresh:,}, of {declared.new_labels:,} asked for" if fresh >= declared.new_labels else None
+    champion = versions.champion(connection, score)
+    if declared.drift is not None and champion is not None:
+        yield drifted(score, champion["version"], where)
+
+
+def drifted(score: Score, version: int, where: Paths) -> str | None:
+    """That features which carry the declared share of a version's importance have drifted, by its newest report."""
+    from orchestration.training import load_card
+
+    assert score.retrain is not None and score.retrain.drift is not None
+    reports = sorted((where.reports / score.name).glob("*/drift.json"), reverse=True)
+    found = next((report for report in map(read_json, reports) if report.get("model_version") == version), None)
+    if found is None:
+        return None
+    importance = load_card(where, score, version).importance
+    moved = {
+        name: share for name, share in importance.items() if found["metrics"].get(f"column.{name}.verdict") == "drifted"
+    }
+    carried = sum(moved.values()) / 100
+    if carried < score.retrain.drift:
+        return None
+    names = ", ".join(list(moved)[:3])
+    return f"drift: {carried:.0%} of the importance of version {version} has drifted ({names})"
+
+
+def _held_back(connection: Connection, score: Score, last: date, today: date) -> str | None:
+    """Why no training may start now: the cool-down or the budget."""
+    declared = score.retrain
+    assert declared is not None
+    cool = last + timedelta(days=declared.cooldown_days)
+    if today < cool:
+        return f"it cools down until {cool}"
+    if declared.budget is not None:
+        since = today - timedelta(days=BUDGET_DAYS)
+        spent = versions.trained_since(connection, score, since)
+        if spent >= declared.budget:
+            return f"{spent} trainings since {since} are its budget of {BUDGET_DAYS} days"
+    return None
+
+
+def _declared(score: Score) -> str:
+    """The triggers of a score in words."""
+    declared = score.retrain
+    assert declared is not None
+    parts = {
+        f"each {declared.every_days:g} days": declared.every_days,
+        f"{declared.new_labels} new labels": declared.new_labels,
+        f"drift of {declared.drift or 0:.0%} of the importance": declared.drift,
+        "a broken promise": declared.performance,
+    }
+    return f"it is trained after {' or '.join(text for text, holds in parts.items() if holds)}"
