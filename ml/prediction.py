@@ -1,11 +1,12 @@
 """Scores of rows: the numbers of a booster, and the batch of predictions with bands and reasons to be written down."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ml import explanation
 from ml.calibration import Calibration, calibrated
@@ -47,22 +48,25 @@ def outcomes(
 
 def score_rows(model: "Model", rows: "pa.Table | pa.RecordBatch") -> "NDArray[np.float64]":
     """The scores of these rows alone, as `outcomes` gives them. Raises `EncodingError` if they lack a feature."""
+    return _scores(model, encode(model.card.encoder, rows))
+
+
+def _scores(model: "Model", matrix: "NDArray[np.float32]") -> "NDArray[np.float64]":
     card = model.card
-    matrix = encode(card.encoder, rows)
     if not len(matrix):
         return np.empty((0, len(card.classes)) if card.kind == "category" else 0)
     return outcomes(card.kind, raw_scores(model.booster, matrix), card.lowest, card.calibration)
 
 
-def score_batch(
-    model: "Model", score: "Score", rows: pa.RecordBatch, scored_at: datetime, reasons: int = 3
-) -> pa.RecordBatch:
+def score_batch(model: "Model", score: "Score", rows: pa.RecordBatch, scored_at: datetime) -> pa.RecordBatch:
     """The predictions of these feature rows, in their order; the same numbers whatever the size of the batch.
 
     Columns: the entity columns as they are; as_of_date, the as-of column as it is; score double; band varchar, null
     below the lowest band; reasons list<struct<feature, value, contribution>>, the strongest first, contributions in
-    log-odds of a probability or in the unit of an amount; model_version integer; scored_at timestamp UTC. Raises
-    `EncodingError` if a key or feature is missing or mistyped, `ValueError` if `scored_at` has no time zone.
+    log-odds of a probability or in the unit of an amount, empty for who is not to be explained; model_version integer;
+    scored_at timestamp UTC. Of a category, score is the probability of the likeliest class and band that class, which
+    the reasons are of, and there is one more column, probabilities map<varchar, double>. Raises `EncodingError` if a
+    key or feature is missing or mistyped, `ValueError` if `scored_at` has no time zone.
     """
     if scored_at.tzinfo is None:
         raise ValueError(f"scored_at is {scored_at}, without a time zone")
@@ -71,7 +75,15 @@ def score_batch(
         raise EncodingError(f"the rows lack their key: {', '.join(absent)}")
     card = model.card
     matrix = encode(card.encoder, rows)
-    scores = score_rows(model, rows)
+    scores = _scores(model, matrix)
+    likeliest, more = None, {}
+    if card.kind == "category":
+        likeliest = scores.argmax(axis=1)
+        more["probabilities"] = _by_class(card.classes, scores)
+        scores = scores[np.arange(len(scores)), likeliest]
+        bands = pa.array(card.classes, pa.string()).take(pa.array(likeliest))
+    else:
+        bands = bands_of(scores, score.bands)
     keys = {name: rows.column(name) for name in score.entity}
     length = rows.num_rows
     return pa.RecordBatch.from_pydict(
@@ -79,18 +91,51 @@ def score_batch(
             **keys,
             "as_of_date": rows.column(score.as_of),
             "score": pa.array(scores, pa.float64()),
-            "band": bands_of(scores, score.bands),
-            "reasons": _reasons(model, rows, matrix, reasons),
+            "band": bands,
+            "reasons": _reasons(model, score, rows, matrix, bands, likeliest),
+            **more,
             "model_version": pa.array(np.full(length, card.version, dtype=np.int32)),
             "scored_at": pa.repeat(pa.scalar(scored_at.astimezone(UTC), pa.timestamp("us", "UTC")), length),
         }
     )
 
 
-def _reasons(model: "Model", rows: pa.RecordBatch, matrix: "NDArray[np.float32]", most: int) -> pa.Array:
-    if most <= 0:
-        return pa.nulls(rows.num_rows, pa.list_(explanation.REASON))
-    return explanation.reasons(model.booster, model.card.encoder, rows, matrix, most)
+def _by_class(classes: Sequence[str], scores: "NDArray[np.float64]") -> pa.MapArray:
+    """Of each row its probabilities (rows, classes) by class."""
+    names = pa.array(np.tile(np.arange(len(classes)), len(scores)), pa.int32())
+    return pa.MapArray.from_arrays(
+        pa.array(np.arange(len(scores) + 1, dtype=np.int32) * len(classes)),
+        pa.array(classes, pa.string()).take(names),
+        pa.array(scores.ravel(), pa.float64()),
+    )
+
+
+def _reasons(
+    model: "Model",
+    score: "Score",
+    rows: pa.RecordBatch,
+    matrix: "NDArray[np.float32]",
+    bands: pa.Array,
+    likeliest: "NDArray[np.int64] | None",
+) -> pa.Array:
+    told = score.explained
+    who = None
+    if told.bands is not None:
+        who = pc.is_in(bands, value_set=pa.array(told.bands, pa.string())).to_numpy(zero_copy_only=False)
+        if told.sample:
+            who |= _drawn([rows.column(name) for name in score.entity], told.sample)
+    if not told.top or not rows.num_rows or (who is not None and not who.any()):
+        return explanation.no_reasons(rows.num_rows)
+    return explanation.reasons(model.leaf_table, model.card.encoder, rows, matrix, told.top, likeliest, who)
+
+
+def _drawn(keys: Sequence[pa.Array], share: float) -> "NDArray[np.bool_]":
+    """Whether each row's customer is in a sample of this share: by a hash of the key as text, so the same always."""
+    from pandas.util import hash_array
+
+    parts = [map(str, key.to_pylist()) for key in keys]
+    ids = np.array([",".join(key) for key in zip(*parts, strict=True)], dtype=object)
+    return np.asarray(hash_array(ids, categorize=False) < share * 2.0**64)
 
 
 def bands_of(scores: "NDArray[Any]", bands: Mapping[str, float]) -> pa.Array:

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import msgspec
 
 from ml.calibration import Calibration
 from ml.encoding import Encoder
+from ml.leaf_table import LeafTable, leaf_table
 from ml.learning import Learning
 from ml.metrics import Kind
 from ml.scores import Feature
@@ -85,11 +87,15 @@ def contract_of(features: Sequence[Feature]) -> str:
     return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]
 
 
-class Model(msgspec.Struct):
-    """A booster with its card, ready to score."""
+class Model(msgspec.Struct, dict=True):
+    """A booster with its card, ready to score, and to explain by a table that is made when it is first asked for."""
 
     booster: "CatBoost"
     card: Card
+
+    @cached_property
+    def leaf_table(self) -> LeafTable:
+        return leaf_table(self.booster)
 
 
 class CorruptModel(ValueError):

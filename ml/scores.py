@@ -36,7 +36,7 @@ OPTIONAL_KEYS = ("bands", "exclude", *LEARNING_KEYS, "reasons", "retrain")
 TEXTS = ("varchar", "text", "char", "string", "bpchar", "enum")
 LABEL_COLUMNS = ("label", "matures_on")
 # Columns of the tables of predictions, which an entity's own stand beside.
-PREDICTION_COLUMNS = ("as_of_date", "score", "band", "reasons", "model_version", "scored_at")
+PREDICTION_COLUMNS = ("as_of_date", "score", "band", "reasons", "probabilities", "model_version", "scored_at")
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,11 +8,13 @@ import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
+from catboost import CatBoost, Pool
 
 from ml import registry
 from ml.declarations import Feature, Kind, Score
+from ml.encoding import encode
 from ml.registry import Model
-from ml.training import Candidate, make_card, train
+from ml.training import PARAMS, Candidate, make_card, train
 from orchestration import versions
 from orchestration.project import Paths
 
@@ -111,6 +113,20 @@ def a_model(kind: Kind = "probability", **changes: Any) -> Model:
     candidate = a_candidate(kind)
     card = make_card(candidate, a_score(kind), version=3, training_set="f" * 64, trained_at=TRAINED_AT)
     return Model(candidate.booster, msgspec.structs.replace(card, **changes))
+
+
+CLASSES = ("later", "never", "soon")
+
+
+@cache
+def a_model_of_classes() -> Model:
+    """Version 3 of a score of kind category: when a customer comes back, by how long they have been away."""
+    rows, like = some_rows(), a_model()
+    away = rows.column("days_away").to_numpy()
+    label = np.where(away > 40, 1, np.where(away > 20, 0, 2))  # places of the classes; where it is not known, soon
+    booster = CatBoost(PARAMS | {"loss_function": "MultiClass", "iterations": 30})
+    booster.fit(Pool(encode(like.card.encoder, rows), label, feature_names=list(like.card.encoder.names)))
+    return Model(booster, msgspec.structs.replace(like.card, kind="category", classes=CLASSES))
 
 
 def a_warehouse(connection: duckdb.DuckDBPyConnection, where: Paths, score: Score, customer_id: str, rows: int) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,24 @@ import pytest
 from ml.declarations import Kind
 from ml.encoding import EncodingError, encode
 from ml.explanation import as_text, contributions
+from ml.learning import Explained
 from ml.prediction import bands_of, score_batch, score_rows
 from ml.registry import Model
 from ml.training import make_card, train
-from tests.small_data import TRAINED_AT, TYPES, a_model, a_score, a_score_of, some_rows, with_column
+from tests.small_data import (
+    CLASSES,
+    TRAINED_AT,
+    TYPES,
+    a_model,
+    a_model_of_classes,
+    a_score,
+    a_score_of,
+    some_rows,
+    with_column,
+)
 
 KINDS: list[Kind] = ["probability", "amount"]
+ALL_KINDS: list[Kind] = [*KINDS, "category"]
 NOW = datetime(2024, 5, 2, 6, 0, tzinfo=UTC)
 
 
@@ -27,8 +40,14 @@ def batch(customers: int = 20, seed: int = 9) -> pa.RecordBatch:
     return found
 
 
+@cache
+def model_of(kind: Kind) -> Model:
+    return a_model_of_classes() if kind == "category" else a_model(kind)
+
+
 def scored(kind: Kind = "probability", rows: pa.RecordBatch | None = None, reasons: int = 3) -> pa.RecordBatch:
-    return score_batch(a_model(kind), a_score(kind), batch() if rows is None else rows, NOW, reasons)
+    score = a_score(kind, explained=Explained(top=reasons))
+    return score_batch(model_of(kind), score, batch() if rows is None else rows, NOW)
 
 
 def with_category(rows: pa.RecordBatch, colour: str) -> pa.RecordBatch:
@@ -70,7 +89,7 @@ def test_a_score_asked_for_on_demand_is_the_score_of_the_batch(kind: Kind) -> No
     assert [score_rows(a_model(kind), one)[0] for one in asked] == in_batch
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_scores_and_reasons_are_the_same_to_the_bit_whatever_the_size_of_the_batch(kind: Kind, size: int) -> None:
     rows = batch().slice(0, 105)
@@ -97,13 +116,18 @@ def test_probabilities_lie_between_0_and_1() -> None:
     assert 0 < scores.min() < 0.5 < scores.max() < 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("reasons", [0, 3])
 def test_no_rows_give_no_predictions_of_the_same_columns(kind: Kind, reasons: int) -> None:
     none = scored(kind, batch().slice(0, 0), reasons)
     assert len(none) == 0
     assert none.schema == scored(kind, reasons=reasons).schema
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_rows_have_no_scores(kind: Kind) -> None:
     assert score_rows(a_model(kind), batch().slice(0, 0)).tolist() == []
+    assert score_rows(a_model_of_classes(), batch().slice(0, 0)).shape == (0, 3)
 
 
 def test_a_composite_key_keeps_its_columns_and_their_types() -> None:
@@ -217,8 +241,8 @@ def test_the_strongest_reasons_come_first_and_there_are_no_more_than_asked_for(m
     assert len(every[0]) == len(TYPES)
 
 
-def test_reasons_that_nobody_asked_for_are_null() -> None:
-    assert scored(reasons=0).column("reasons").null_count == 320
+def test_where_nobody_asked_for_reasons_there_are_none() -> None:
+    assert scored(reasons=0).column("reasons").to_pylist() == [[]] * 320
 
 
 def test_a_feature_that_moved_nothing_is_no_reason() -> None:
@@ -281,3 +305,94 @@ TEXTS: dict[str, tuple[pa.Array, list[str | None]]] = {
 def test_values_are_told_as_people_read_them(name: str) -> None:
     values, texts = TEXTS[name]
     assert as_text(values).to_pylist() == texts
+
+
+# --- Reasons for whom
+
+
+def explained(told: Explained, rows: pa.RecordBatch | None = None, **changes: Any) -> list[Any]:
+    score = a_score(explained=told, **changes)
+    return list(
+        score_batch(model_of("probability"), score, batch() if rows is None else rows, NOW)
+        .column("reasons")
+        .to_pylist()
+    )
+
+
+def test_reasons_are_those_of_the_bands_asked_for_and_the_same_as_if_all_had_them() -> None:
+    predictions = scored()
+    bands, every = predictions.column("band").to_pylist(), predictions.column("reasons").to_pylist()
+    assert set(bands) == {"high", "low"}
+    told = explained(Explained(bands=("high",)))
+    assert told == [reasons if band == "high" else [] for band, reasons in zip(bands, every, strict=True)]
+    assert explained(Explained(bands=())) == [[]] * 320
+
+
+def test_a_share_of_the_others_is_drawn_by_customer_and_the_same_ones_in_any_batch() -> None:
+    told = Explained(bands=("high",), sample=0.3)
+    rows = batch(customers=200)
+    bands = scored(rows=rows).column("band").to_pylist()
+    has_reasons = [bool(reasons) for reasons in explained(told, rows)]
+    customers = rows.column("customer_id").to_pylist()
+    drawn = {
+        customer for customer, band, has in zip(customers, bands, has_reasons, strict=True) if has and band != "high"
+    }
+    assert 40 < len(drawn) < 80
+    assert has_reasons == [band == "high" or customer in drawn for customer, band in zip(customers, bands, strict=True)]
+    texts = rows.set_column(0, "customer_id", rows.column("customer_id").cast(pa.string()))
+    parts = [*explained(told, texts.slice(0, 1000)), *explained(told, texts.slice(1000))]
+    assert [bool(reasons) for reasons in parts] == has_reasons
+    assert all(explained(Explained(bands=(), sample=1.0), rows))
+
+
+def test_customers_of_several_columns_are_drawn_by_all_of_them() -> None:
+    rows = batch().append_column("branch", pa.array(["b1", "b2"] * 160).dictionary_encode())
+    told = Explained(bands=(), sample=0.5)
+    both = [bool(reasons) for reasons in explained(told, rows, entity=("branch", "customer_id"))]
+    assert 0 < sum(both) < 320
+    assert both != [bool(reasons) for reasons in explained(told, rows)]
+
+
+# --- Categories
+
+
+def test_a_category_has_the_likeliest_class_as_its_band_and_the_probability_of_each() -> None:
+    rows = batch()
+    predictions = scored("category", rows)
+    assert predictions.schema.field("probabilities").type == pa.map_(pa.string(), pa.float64())
+    expected = score_rows(a_model_of_classes(), rows)
+    assert expected.shape == (320, 3)
+    np.testing.assert_allclose(expected.sum(axis=1), 1)
+    for row, one in enumerate(predictions.to_pylist()):
+        assert [name for name, _ in one["probabilities"]] == list(CLASSES)
+        assert [probability for _, probability in one["probabilities"]] == expected[row].tolist()
+        assert (one["band"], one["score"]) == max(one["probabilities"], key=lambda pair: pair[1])
+    assert set(predictions.column("band").to_pylist()) == set(CLASSES)
+
+
+def test_the_reasons_of_a_category_are_what_moved_its_likeliest_class() -> None:
+    rows, model = batch(), a_model_of_classes()
+    matrix = encode(model.card.encoder, rows)
+    added, expected = contributions(model.booster, matrix)
+    assert added.shape == (320, 3, len(TYPES))
+    raw_of_classes = model.booster.predict(matrix)
+    np.testing.assert_allclose(added.sum(axis=2) + expected, raw_of_classes, rtol=0, atol=1e-9)
+    predictions = scored("category", rows, reasons=100)
+    for row, (band, reasons) in enumerate(
+        zip(*(predictions.column(name).to_pylist() for name in ("band", "reasons")), strict=True)
+    ):
+        told = {reason["feature"]: reason["contribution"] for reason in reasons}
+        of_class = added[row, CLASSES.index(band)]
+        assert told == {name: size for name, size in zip(TYPES, of_class, strict=True) if size != 0}
+
+
+def test_a_category_is_explained_in_the_classes_asked_for() -> None:
+    score = a_score("category", explained=Explained(bands=("never",)))
+    predictions = score_batch(a_model_of_classes(), score, batch(), NOW)
+    found = {
+        band: bool(reasons)
+        for band, reasons in zip(
+            predictions.column("band").to_pylist(), predictions.column("reasons").to_pylist(), strict=True
+        )
+    }
+    assert found == {"later": False, "never": True, "soon": False}
