@@ -63,6 +63,13 @@ def column_type(arrow_type: pa.DataType) -> ColumnType | None:
     return None
 
 
+def sortable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column as Arrow can sort it: of a UUID its bytes."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    return column
+
+
 def learn_encoder(rows: pa.Table, features: Sequence[str]) -> Encoder:
     """The encoder of these columns, with the categories that occur in `rows`.
 

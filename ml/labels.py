@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ml.encoding import column_type
+from ml.encoding import column_type, sortable
 from ml.metrics import Kind
 from ml.scores import Score
 
@@ -53,7 +53,7 @@ def checked(rows: pa.Table, score: Score, known_until: date | None) -> pa.Table:
     if immature:
         raise BadLabel(f"{immature} of {rows.num_rows} labels mature only after {known_until}, the last day known")
     _check_values(rows, score.kind)
-    order = pa.table({name: _sortable(rows.column(name)) for name in keys})
+    order = pa.table({name: sortable(rows.column(name)) for name in keys})
     return rows.take(pc.sort_indices(order, sort_keys=[(name, "ascending") for name in keys]))
 
 
@@ -74,13 +74,6 @@ def _check_values(rows: pa.Table, kind: Kind) -> None:
     if kind == "probability" and not np.isin(label, (0.0, 1.0)).all():
         wrong = np.unique(label[~np.isin(label, (0.0, 1.0))])[:5]
         raise BadLabel(f"the label of a probability is 0 or 1, but there are others: {', '.join(map(str, wrong))}")
-
-
-def _sortable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column as Arrow can sort it: of a UUID its bytes."""
-    if isinstance(column.type, pa.BaseExtensionType):
-        return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
-    return column
 
 
 def classes_of(rows: pa.Table) -> tuple[str, ...]:

@@ -50,6 +50,22 @@ HIGHER_IS_BETTER: dict[str, bool | None] = {
     "accuracy": True,
     "f1_macro": True,
 }
+# The least and the most that a metric can be.
+RANGES: dict[str, tuple[float, float]] = {
+    "roc_auc": (0, 1),
+    "average_precision": (0, 1),
+    "log_loss": (0, math.inf),
+    "brier": (0, 1),
+    "lift_top_decile": (0, math.inf),
+    "calibration_error": (0, 1),
+    "r2": (-math.inf, 1),
+    "mae": (0, math.inf),
+    "rmse": (0, math.inf),
+    "bias": (-math.inf, math.inf),
+    "balanced_accuracy": (0, 1),
+    "accuracy": (0, 1),
+    "f1_macro": (0, 1),
+}
 CALIBRATION_BINS = 10
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ml.declarations import Kind
-from ml.metrics import HIGHER_IS_BETTER, METRICS, evaluate
+from ml.metrics import HIGHER_IS_BETTER, METRICS, RANGES, evaluate
 
 LABELS, SCORES = [1, 0, 1, 0], [0.9, 0.8, 0.3, 0.1]
 
@@ -188,8 +188,8 @@ def test_the_label_of_a_probability_is_0_or_1(label: list[float]) -> None:
         probability(label, [0.5, 0.5])
 
 
-def test_every_metric_says_which_way_is_better() -> None:
-    assert set(HIGHER_IS_BETTER) == {name for kind in METRICS for name in METRICS[kind]}
+def test_every_metric_says_which_way_is_better_and_how_far_it_goes() -> None:
+    assert set(HIGHER_IS_BETTER) == set(RANGES) == {name for kind in METRICS for name in METRICS[kind]}
 
 
 def test_a_class_that_the_model_does_not_know_counts_as_wrong() -> None:

@@ -1,0 +1,98 @@
+"""How far a metric may be off by chance of who was held out: 95 % intervals by the bootstrap.
+
+Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: the standard error over resamples (chapter 6), and the
+normal interval around the estimate (chapter 12).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ml.encoding import sortable
+from ml.metrics import RANGES, Kind, evaluate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RESAMPLES = 100
+MOST_ROWS = 20_000  # of a resample
+NORMAL_95 = 1.959964  # standard errors to either side
+
+
+def intervals(
+    kind: Kind,
+    label: "NDArray[Any]",
+    score: "NDArray[Any]",
+    entity: "NDArray[np.int64]",
+    estimate: Mapping[str, float],
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each metric of `estimate`, which are those of all rows: within the metric's range.
+
+    Labels and scores are as in `evaluate`, `entity` as `entity_numbers` gives it. A metric that is NaN, or that most
+    resamples can't measure, has no interval.
+    """
+    errors = standard_errors(kind, label, score, entity, seed)
+    found = {}
+    for name, value in estimate.items():
+        if name in errors and np.isfinite(value):
+            least, most = RANGES[name]
+            half = NORMAL_95 * errors[name]
+            found[name] = (max(least, value - half), min(most, value + half))
+    return found
+
+
+def standard_errors(
+    kind: Kind, label: "NDArray[Any]", score: "NDArray[Any]", entity: "NDArray[np.int64]", seed: int = 0
+) -> dict[str, float]:
+    """The standard error of each metric, over 100 resamples of entities, whose rows go together; rows in any order.
+
+    With more than 20,000 rows a resample has so many entities that it has about as many rows, and the error is scaled
+    by the root of the share (m out of n: Bickel, Götze and van Zwet, 1997). Empty where there is one entity only.
+    """
+    truth, scores = np.asarray(label, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    # One order of the rows, whatever theirs was: by entity, and within it by what is measured.
+    keys = [*np.atleast_2d(scores.T), truth, entity]
+    order = np.lexsort(keys)
+    truth, scores = truth[order], scores[order]
+    _, starts, counts = np.unique(entity[order], return_index=True, return_counts=True)
+    entities = len(starts)
+    if entities < 2:
+        return {}
+    drawn = min(entities, max(2, entities * MOST_ROWS // len(truth)))
+    random = np.random.default_rng(seed)
+    measured: dict[str, list[float]] = {}
+    for _ in range(RESAMPLES):
+        chosen = random.integers(0, entities, drawn)
+        rows = _places(starts[chosen], counts[chosen])
+        for name, value in evaluate(kind, truth[rows], scores[rows]).items():
+            measured.setdefault(name, []).append(value)
+    errors = {}
+    for name, values in measured.items():
+        finite = [value for value in values if np.isfinite(value)]
+        if len(finite) > RESAMPLES / 2:
+            errors[name] = float(np.std(finite, ddof=1) * np.sqrt(drawn / entities))
+    return errors
+
+
+def _places(starts: "NDArray[np.int64]", counts: "NDArray[np.int64]") -> "NDArray[np.int64]":
+    """The places of rows that stand in runs: `counts[i]` from `starts[i]` on, for every i."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(counts.sum())
+
+
+def entity_numbers(rows: pa.Table, entity: Sequence[str]) -> "NDArray[np.int64]":
+    """The place of each row's entity among all of `rows` in the order of their keys, so not of the rows."""
+    keys = pa.table({name: sortable(rows.column(name)) for name in entity})
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in entity]).to_numpy()
+    differs = np.zeros(max(0, rows.num_rows - 1), dtype=bool)
+    for name in entity:
+        values = keys.column(name).take(pa.array(order)).combine_chunks()
+        unequal = pc.not_equal(values.slice(1), values.slice(0, max(0, rows.num_rows - 1)))
+        differs |= np.asarray(pc.fill_null(unequal, True).to_numpy(zero_copy_only=False), dtype=bool)
+    numbers = np.empty(rows.num_rows, dtype=np.int64)
+    numbers[order] = np.concatenate([[0], np.cumsum(differs)])[: rows.num_rows]
+    return numbers
