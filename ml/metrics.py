@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
@@ -67,6 +68,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "f1_macro": (0, 1),
 }
 CALIBRATION_BINS = 10
+
+
+class Bin(msgspec.Struct, frozen=True):
+    """Rows with scores next to each other: their mean score, the mean of what came, and how many they are."""
+
+    predicted: float
+    observed: float
+    rows: int
 
 
 def evaluate(kind: Kind, label: "NDArray[Any]", score: "NDArray[Any]") -> dict[str, float]:
@@ -152,12 +161,19 @@ def _calibration_error(label: "NDArray[np.float64]", score: "NDArray[np.float64]
     """Expected calibration error over ten bins of equal count, weighted by their rows.
 
     The error is that of Naeini, Cooper and Hauskrecht (AAAI 2015); bins of equal count, as it is less biased with them:
-    Roelofs, Cain, Shlens and Mozer (AISTATS 2022, arXiv:2012.08668). Rows of equal score share their mean label, so
-    that the order of rows makes no difference.
+    Roelofs, Cain, Shlens and Mozer (AISTATS 2022, arXiv:2012.08668).
+    """
+    bins = equal_bins(label, score)
+    return float(np.average([abs(one.predicted - one.observed) for one in bins], weights=[one.rows for one in bins]))
+
+
+def equal_bins(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> list[Bin]:
+    """Ten bins of equal count by score, the lowest first; fewer where there are fewer rows.
+
+    Rows of equal score share their mean label, so that the order of rows makes no difference.
     """
     values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
     rates = np.bincount(place, weights=label, minlength=len(values)) / counts
     in_order, rate_in_order = np.repeat(values, counts), np.repeat(rates, counts)
-    bins = [part for part in np.array_split(np.arange(len(score)), CALIBRATION_BINS) if len(part)]
-    distances = [abs(in_order[part].mean() - rate_in_order[part].mean()) for part in bins]
-    return float(np.average(distances, weights=[len(part) for part in bins]))
+    parts = [part for part in np.array_split(np.arange(len(score)), CALIBRATION_BINS) if len(part)]
+    return [Bin(float(in_order[part].mean()), float(rate_in_order[part].mean()), len(part)) for part in parts]

@@ -1,7 +1,7 @@
 """Training on time-ordered rows: hold out the newest as-of dates, learn what had matured before them, measure once."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from ml import fitting
 from ml.baseline import naive_forecast
 from ml.calibration import Calibration, learn_calibration
 from ml.encoding import Encoder, encode, learn_encoder
+from ml.evaluation import evaluate_holdout
 from ml.fitting import Progress, Sample, Tell, fit, parameters, search
+from ml.intervals import entity_numbers, intervals
 from ml.labels import LEAST_ROWS, MATURES_ON, TooFewRows, TrainingError, checked, classes_of, label_numbers
 from ml.learning import Learning
 from ml.metrics import METRICS, Kind, evaluate
@@ -54,7 +56,8 @@ class Candidate(msgspec.Struct, kw_only=True):
     """A model just trained, with how well it does on the held-out rows and what a naive forecast does on the same.
 
     `holdout` are those rows, for the champion to be measured on, `scores` the model's scores of them. `dates` has
-    train_from, train_to, holdout_from and holdout_to, `rows` train and holdout, `search` each trial of one.
+    train_from, train_to, holdout_from and holdout_to, `rows` train and holdout, `rates` their mean labels as a card has
+    them, `search` each trial of one.
     """
 
     booster: "CatBoost"
@@ -73,6 +76,7 @@ class Candidate(msgspec.Struct, kw_only=True):
     trees: int
     dates: dict[str, date]
     rows: dict[str, int]
+    rates: dict[str, float]
     holdout: pa.Table
     scores: "NDArray[np.float64]"
 
@@ -146,6 +150,7 @@ def train(
         trees=int(booster.tree_count_),
         dates=_span(training, score.as_of, "train") | _span(holdout, score.as_of, "holdout"),
         rows={"train": training.num_rows, "holdout": holdout.num_rows},
+        rates=label_rates(classes, train=label, holdout=truth),
         holdout=holdout,
         scores=scores,
     )
@@ -168,8 +173,32 @@ def metrics_in_slices(model: Model, holdout: pa.Table, columns: Sequence[str]) -
     return sliced(model.card.kind, holdout, truth, score_rows(model, holdout), columns)
 
 
-def make_card(candidate: Candidate, score: Score, *, version: int, training_set: str, trained_at: datetime) -> Card:
-    """The card of a candidate that becomes a version, yet unsigned; `training_set` is the checksum of its rows."""
+def label_rates(classes: Sequence[str], **parts: "NDArray[np.float64]") -> dict[str, float]:
+    """The mean label of each part by its name; where there are classes the share of each, as "<part> <class>"."""
+    if not classes:
+        return {part: float(label.mean()) for part, label in parts.items()}
+    return {
+        f"{part} {name}": float((label == place).mean())
+        for part, label in parts.items()
+        for place, name in enumerate(classes)
+    }
+
+
+def make_card(
+    candidate: Candidate,
+    score: Score,
+    *,
+    version: int,
+    training_set: str,
+    trained_at: datetime,
+    champion: Mapping[str, float] | None = None,
+    champion_version: int | None = None,
+    commit: str | None = None,
+) -> Card:
+    """The card of a candidate that becomes a version, yet unsigned; `training_set` is the checksum of its rows.
+
+    `champion` are the metrics of the champion on the same held-out rows, `commit` the git commit of the project.
+    """
     return Card(
         score=score.name,
         version=version,
@@ -194,6 +223,23 @@ def make_card(candidate: Candidate, score: Score, *, version: int, training_set:
         calibration=candidate.calibration,
         learning=candidate.learning,
         search=candidate.search,
+        rates=candidate.rates,
+        champion=dict(champion or {}),
+        champion_version=champion_version,
+        commit=commit,
+    )
+
+
+def evaluated(candidate: Candidate, card: Card) -> Card:
+    """The candidate's card with what its held-out rows show: intervals, curves, slices and what moves the score."""
+    holdout, model = candidate.holdout, Model(candidate.booster, card)
+    label = label_numbers(holdout, card.kind, card.classes)
+    days = pc.days_between(*(holdout.column(name).cast(pa.date32()) for name in (card.as_of, MATURES_ON)))
+    return msgspec.structs.replace(
+        card,
+        intervals=intervals(card.kind, label, candidate.scores, entity_numbers(holdout, card.entity), card.metrics),
+        evaluation=evaluate_holdout(model, holdout, label),
+        matures_in_days=(pc.min(days).as_py(), pc.max(days).as_py()),
     )
 
 

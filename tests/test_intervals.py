@@ -43,7 +43,8 @@ def test_the_standard_error_of_a_mean_is_the_one_of_the_textbook() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_the_rows_makes_no_difference(kind: Kind) -> None:
+def test_the_order_of_the_rows_makes_no_difference(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     entity = EVERY_ROW // 2
     other = RANDOM.permutation(ROWS)
     mixed = standard_errors(kind, LABEL[kind][other], SCORE[kind][other], entity[other])
