@@ -222,8 +222,12 @@ def summary(project: Project, where: Paths) -> Table:
             served = store.current(where.generations, score.name)
             generation = read_manifest(where.generations / score.name / served) if served else None
             promoted = f"version {champion['version']}" if champion else "none"
-            if champion and newest and champion["version"] == newest["version"] and not all(r.passed for r in verdict):
-                promoted += "\n(by an earlier gate)"
+            if champion:
+                last = [row for row in versions.promotions(connection, score) if row["version"] == champion["version"]]
+                if last and last[-1]["how"] != "gate":
+                    promoted += f"\n(by {last[-1]['how']}: {last[-1]['reason']})"
+                elif newest and champion["version"] == newest["version"] and not all(r.passed for r in verdict):
+                    promoted += "\n(by an earlier gate)"
             table.add_row(
                 score.name,
                 gate,
@@ -283,14 +287,18 @@ def _reason(error: Exception, where: Paths, log: Path) -> str:
     return f"{type(error).__name__}: {reason}\n  Read more in {log}"
 
 
-def read_and_import(where: Paths) -> Project:
-    """The project, whose data folder this is then, once all that defines it for Dagster is imported."""
+def read_and_import(where: Paths, champion_goes_on: bool = True) -> Project:
+    """The project, whose data folder this is then, once all that defines it for Dagster is imported.
+
+    Where the champion goes on, it must be able to.
+    """
     with ThreadPoolExecutor() as beside:
         # dbt parses in a process of its own: time enough for this one's imports.
         importing = beside.submit(importlib.import_module, "orchestration.definitions")
         project = load_project(where)
         claim_data(where, project)
-        refuse_broken_contracts(project, where)
+        if champion_goes_on:
+            refuse_broken_contracts(project, where)
         importing.result()
     return project
 

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,7 +151,10 @@ def trained_by(score: Score) -> str:
 
 
 def judge(connection: Connection, score: Score, version: dict[str, Any], where: Paths) -> list[GateResult]:
-    """The gate's verdict on a version, taken again if the declared conditions have changed since."""
+    """The gate's verdict on a version, taken again if the declared conditions have changed since.
+
+    Of a version that a person took back it says so: that verdict promotes nothing.
+    """
     known = versions.gate_of(connection, score, version["version"])
     if [result.condition for result in known] == list(score.gate):
         return known
@@ -163,6 +166,10 @@ def judge(connection: Connection, score: Score, version: dict[str, Any], where: 
         champion_metrics,
         *_slices(connection, score, version, where),
     )
+    undone = versions.taken_back(connection, score, version["version"])
+    if undone is not None and all(result.passed for result in results):
+        note = f"but not promoted again: {told_of(undone)}"
+        results = [msgspec.structs.replace(one, note="; ".join(filter(None, [one.note, note]))) for one in results]
     versions.record_gate(connection, score, version["version"], results)
     return results
 
@@ -243,6 +250,7 @@ def training_assets(
                 prune_training_sets(connection, score, where.training_sets)
             verdict = judge(connection, score, version, where)
             champion = versions.champion(connection, score)
+            undone = versions.taken_back(connection, score, version["version"])
             tell_features(connection, project, score, where)
         metrics, baseline = json.loads(version["metrics"]), json.loads(version["baseline_metrics"])
         passed = all(result.passed for result in verdict)
@@ -257,6 +265,7 @@ def training_assets(
                 "dagster/row_count": version["train_rows"],
                 "version": version["version"],
                 "champion": champion["version"] if champion else "none",
+                **({"taken back": told_of(undone)} if undone else {}),
                 "metrics on held-out dates": table,
                 "trained on": f"{version['train_from']} to {version['train_to']}",
                 "held out": f"{version['holdout_from']} to {version['holdout_to']}",
@@ -279,6 +288,15 @@ def training_assets(
         )
 
     return [training_set, model]
+
+
+def told_of(promotion: Mapping[str, Any]) -> str:
+    """A promotion in words: `version 1 by rollback instead of version 2, 2024-05-01 06:30, by ann: scores too low`."""
+    instead = f" instead of version {promotion['replaced_version']}" if promotion["replaced_version"] else ""
+    by = f", by {promotion['promoted_by']}" if promotion["promoted_by"] else ""
+    at = promotion["promoted_at"].astimezone(UTC)
+    how = "by the gate" if promotion["how"] == "gate" else f"by {promotion['how']}"
+    return f"version {promotion['version']} {how}{instead}, {at:%Y-%m-%d %H:%M}{by}: {promotion['reason']}"
 
 
 def described(result: GateResult) -> str:

@@ -1,13 +1,15 @@
-"""The registry's tables in the warehouse: training sets, model versions, gate results, and what has been scored.
+"""The registry's tables in the warehouse: training sets, versions, gate results, promotions, what has been scored.
 
-`ml.model_versions` and `ml.gate_results` are for people too: join them with `predictions.*` in SQL.
+`ml.model_versions`, `ml.gate_results` and `ml.promotions` are for people too: join them with `predictions.*` in SQL.
 The models themselves are files, see `ml.registry`.
 """
 
+import getpass
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Literal
 
 from ml.declarations import Score
 from ml.gate import GateResult
@@ -37,7 +39,21 @@ TABLES = """
     create table if not exists ml.scored_dates (
         score varchar, model_version integer, as_of_date date, rows bigint, made_from varchar, scored_at timestamptz
     );
+    create table if not exists ml.promotions (
+        score varchar, version integer, how varchar, reason varchar, promoted_by varchar, replaced_version integer,
+        promoted_at timestamptz
+    );
+    -- Of a score that was promoted before promotions were logged, the last one of each version is known.
+    insert into ml.promotions
+    select
+        score, version, 'gate', 'told before reasons were kept', null,
+        lag(version) over (partition by score, kind order by promoted_at), promoted_at
+    from ml.model_versions
+    where promoted_at is not null and score not in (select score from ml.promotions)
+    order by promoted_at;
 """
+
+How = Literal["gate", "force", "rollback"]
 
 
 def create_tables(connection: Connection) -> None:
@@ -91,15 +107,80 @@ def record_training_set(connection: Connection, score: Score, row: Mapping[str, 
 
 
 def champion(connection: Connection, score: Score) -> dict[str, Any] | None:
-    """The version that scores customers: the one promoted last; None before any has passed its gate.
+    """The version that scores customers: the one promoted last; None before any was promoted.
 
     A version of another kind is no champion: where the score was a probability and is an amount now, it starts anew.
     """
     query = """
-        select * from ml.model_versions where score = ? and kind = ? and promoted_at is not null
-        order by promoted_at desc limit 1
+        select versions.* from ml.promotions as promotions
+        inner join ml.model_versions as versions using (score, version)
+        where score = ? and versions.kind = ? order by promotions.promoted_at desc limit 1
     """
     return _latest(connection, query, [score.name, score.kind])
+
+
+def challenger(connection: Connection, score: Score, champion: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The newest version that could score in the champion's place; None if there is no other of its kind."""
+    query = """
+        select * from ml.model_versions where score = ? and kind = ? and version <> ? order by version desc limit 1
+    """
+    return _latest(connection, query, [score.name, score.kind, champion["version"]])
+
+
+def promotions(connection: Connection, score: Score) -> list[dict[str, Any]]:
+    """Every promotion of a score, the first one first."""
+    return warehouse.rows(connection, "select * from ml.promotions where score = ? order by promoted_at", [score.name])
+
+
+def taken_back(connection: Connection, score: Score, version: int) -> dict[str, Any] | None:
+    """The promotion by which a person put another version in the place of this one; None if that was not its end.
+
+    No gate promotes such a version again: a condition that has changed is no reason to undo what a person decided.
+    """
+    of_version = [row for row in promotions(connection, score) if version in (row["version"], row["replaced_version"])]
+    last = of_version[-1] if of_version else None
+    return last if last and last["version"] != version and last["how"] != "gate" else None
+
+
+def champions_before(connection: Connection, score: Score) -> list[int]:
+    """The versions that a rollback leads to, the latest champion first; what was rolled back from is none of them."""
+    reigned: list[int] = []
+    for row in promotions(connection, score):
+        if row["how"] == "rollback" and row["version"] in reigned:
+            while reigned[-1] != row["version"]:
+                reigned.pop()
+        else:
+            reigned.append(row["version"])
+    known = {version["version"] for version in all_versions(connection, score) if version["kind"] == score.kind}
+    present = champion(connection, score)
+    others = known - {present["version"]} if present else known
+    return list(dict.fromkeys(version for version in reversed(reigned) if version in others))
+
+
+def promote(connection: Connection, score: Score, version: int, how: How, reason: str) -> dict[str, Any]:
+    """Makes a version the champion, within a transaction of the caller's; gives the row of `ml.promotions`."""
+    before = champion(connection, score)
+    told = [score.name, version, how, reason, user(), before["version"] if before else None]
+    # Never before the last one, also where the clock was set back: the newest is the champion.
+    ((at,),) = connection.execute(
+        """
+        select greatest(?::timestamptz, max(promoted_at) + interval 1 microsecond) from ml.promotions where score = ?
+        """,
+        [datetime.now(UTC), score.name],
+    ).fetchall()
+    connection.execute("insert into ml.promotions values (?, ?, ?, ?, ?, ?, ?)", [*told, at])
+    connection.execute(
+        "update ml.model_versions set promoted_at = ? where score = ? and version = ?", [at, score.name, version]
+    )
+    return promotions(connection, score)[-1]
+
+
+def user() -> str:
+    """Who this process works for, as the system calls them; of a user without a name the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may be in no list
+        return str(os.getuid())
 
 
 def newest_version(connection: Connection, score: Score) -> dict[str, Any] | None:
@@ -163,19 +244,22 @@ def gate_of(connection: Connection, score: Score, version: int) -> list[GateResu
 
 
 def record_gate(connection: Connection, score: Score, version: int, results: Sequence[GateResult]) -> None:
-    """Writes the verdict on a version, and promotes it if every condition holds: both or neither."""
+    """Writes the verdict on a version, and promotes it if every condition holds: both or neither.
+
+    The champion stays what it is, and a version that a person took back is not promoted again.
+    """
     now = datetime.now(UTC)
+    reigning = champion(connection, score)
+    is_champion = reigning is not None and reigning["version"] == version
     with warehouse.transaction(connection):
         for result in results:
             connection.execute(
                 "insert into ml.gate_results values (?, ?, ?, ?, ?, ?, ?)",
                 [score.name, version, result.condition, json.dumps(result.values), result.passed, result.note, now],
             )
-        if all(result.passed for result in results):
-            connection.execute(
-                "update ml.model_versions set promoted_at = ? where score = ? and version = ?",
-                [now, score.name, version],
-            )
+        passed = all(result.passed for result in results)
+        if passed and not is_champion and not taken_back(connection, score, version):
+            promote(connection, score, version, "gate", "every condition holds")
 
 
 def scored_dates(connection: Connection, score: Score, version: int) -> dict[date, str]:
@@ -190,6 +274,18 @@ def forget_scored_dates(connection: Connection, score: Score, version: int, date
             "delete from ml.scored_dates where score = ? and model_version = ? and as_of_date = ?",
             [score.name, version, day],
         )
+
+
+def mark_unscored(connection: Connection, score: Score, version: int) -> int:
+    """Has the next scoring make all predictions of a version anew; gives the number of its dates.
+
+    The dates stay: those that the features no longer have are to be withdrawn.
+    """
+    of_version = [score.name, version]
+    connection.execute(
+        "update ml.scored_dates set made_from = 'to be made anew' where score = ? and model_version = ?", of_version
+    )
+    return len(scored_dates(connection, score, version))
 
 
 def record_scored_dates(

@@ -150,3 +150,14 @@ def a_warehouse(connection: duckdb.DuckDBPyConnection, where: Paths, score: Scor
         from range({rows}) as numbers (n)
         """
     )
+
+
+def another_version(
+    connection: duckdb.DuckDBPyConnection, where: Paths, score: Score, version: int, seed: int = 8, **changes: Any
+) -> None:
+    """A later version of the score, of other rows, on disk and in the warehouse, which no gate has judged."""
+    candidate = train(some_rows(seed=seed), a_score())
+    card = make_card(candidate, score, version=version, training_set="e" * 64, trained_at=TRAINED_AT)
+    card = msgspec.structs.replace(card, **changes)
+    saved = registry.save(where.models / score.name / str(version), candidate.booster, card)
+    versions.record_version(connection, saved, "engine", a_model().card.metrics, 3)

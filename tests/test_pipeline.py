@@ -399,6 +399,7 @@ def test_a_lowered_gate_promotes_the_version_it_refused(loans_run: Run, tmp_path
     with duckdb.connect(str(run.data / "warehouse.duckdb")) as connection:
         of_score = f"where score = '{SCORE}'"
         connection.execute(f"update ml.model_versions set promoted_at = null {of_score}")
+        connection.execute(f"delete from ml.promotions {of_score}")
         connection.execute(f"update ml.gate_results set condition = 'roc_auc >= 0.999', passed = false {of_score}")
     again = run.again(LOANS)
     assert again.code == 0, again.printed

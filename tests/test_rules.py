@@ -24,6 +24,7 @@ def sources_of(room: str) -> list[Path]:
 ENGINES_OWN = {"as_of_date", "known_at", "_known_at", "matures_on", "_loaded_at", "batch_id", "_batch_id", "_source"}
 ENGINES_OWN |= {"schema_name", "table_name", "loaded_at", "source_name", "volume_ratio"}  # of quality.source_metrics
 ENGINES_OWN |= {"null_count", "null_share"}  # of a column of any table
+ENGINES_OWN |= {"promotion"}  # of a version to champion: ml.promotions
 # Sources that the engine writes itself.
 ENGINES_SCHEMAS = {"quality"}
 # What the sample company deals in.
