@@ -11,6 +11,7 @@ import dagster as dg
 
 from ml.declarations import Score
 from orchestration import versions, warehouse
+from orchestration.challenging import score_in_shadow
 from orchestration.checks import refuse_unsound
 from orchestration.project import Paths
 from orchestration.training import current_champion, engine, load_model
@@ -166,7 +167,8 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
         owners=[score.email] if score.email else [],
         kinds={"duckdb", "catboost"},
         description=f"{score.title}: one row per {' × '.join(score.entity)} × as_of_date × model_version."
-        " Every as-of date after the champion's training data is scored.",
+        " Every as-of date after the champion's training data is scored."
+        + (" So it is by the challenger, the newest other version, which is never served." if score.shadow else ""),
         pool="warehouse",
     )
     def predictions(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
@@ -179,6 +181,13 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
                 where model_version = ?
             """
             total, newest = warehouse.one(connection, query, [champion["version"]])
+            compared = {}
+            if score.shadow:
+                told = score_in_shadow(
+                    connection, score, champion, lambda challenger: score_dates(connection, score, challenger, where)
+                )
+                context.log.info(f"· predictions.{score.name}: challenger {told}")
+                compared = {"challenger": told}
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": total,
@@ -187,6 +196,7 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
                 "newest as-of date": str(newest),
                 "model version": champion["version"],
                 "changed": bool(dates),
+                **compared,
             }
         )
 
