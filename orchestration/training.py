@@ -22,6 +22,7 @@ from ml.slices import Slice
 from orchestration import versions, warehouse
 from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
+from orchestration.mirroring import mirror
 from orchestration.project import Paths
 from orchestration.training_sets import ScoringError, prune_training_sets, training_rows, training_set_asset
 from orchestration.warehouse import Connection
@@ -252,6 +253,7 @@ def training_assets(
             champion = versions.champion(connection, score)
             undone = versions.taken_back(connection, score, version["version"])
             tell_features(connection, project, score, where)
+        mirror(project, score, where, context.log.info)
         metrics, baseline = json.loads(version["metrics"]), json.loads(version["baseline_metrics"])
         passed = all(result.passed for result in verdict)
         table = dg.MetadataValue.md(
