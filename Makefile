@@ -18,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models
 
-.PHONY: setup run backfill sets leaks test check serve ui bench days lock format clean help
+.PHONY: setup run backfill sets versions promote rollback rescore leaks test check serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -43,6 +43,19 @@ backfill: setup  ## build as-of dates again, and what comes of them (make backfi
 
 sets: setup  ## what each model version was trained on, and whether that can be had again
 	@$(BIN)/python -m orchestration.training_sets
+
+# What is asked for reaches these by the environment: a reason may hold whatever signs a shell would read.
+versions: setup  ## every version: metrics, gate, who promoted it and why (make versions SCORE=…)
+	@$(BIN)/python -m orchestration.promoting list --score "$$SCORE"
+
+promote: setup  ## a version becomes champion whatever its gate said (make promote SCORE=… VERSION=… REASON="…")
+	@$(BIN)/python -m orchestration.promoting promote --score "$$SCORE" --version "$$VERSION" --reason "$$REASON"
+
+rollback: setup  ## back to the champion before, or to VERSION=… (make rollback SCORE=… REASON="…")
+	@$(BIN)/python -m orchestration.promoting rollback --score "$$SCORE" --version "$$VERSION" --reason "$$REASON"
+
+rescore: setup  ## all predictions of a score's champion are made anew and published (make rescore SCORE=…)
+	@$(BIN)/python -m orchestration.promoting rescore --score "$$SCORE"
 
 serve: setup  ## API and pages on 127.0.0.1:8000
 	@$(BIN)/python -m serving

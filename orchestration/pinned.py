@@ -5,6 +5,7 @@ that its model reads, with their types. A new column is free. One that is to go 
 (`exclude`), so that a champion without it can be trained while it is still there.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -50,29 +51,32 @@ def refuse_broken_contracts(project: Project, where: Paths) -> None:
 
 def _broken(connection: warehouse.Connection, score: Score, card: "Card") -> list[str]:
     """What the champion with this card misses in the score's feature model as it is declared now."""
+    needs = f"but version {card.version} of score '{score.name}', the champion, needs it"
+    return [
+        f"{score.features_file}: model '{score.features}': column '{name}' is {now}, {needs}{wanted};"
+        f" bring it back, or have a champion trained without it first: exclude: [{name}] in the exposure"
+        f" '{score.name}', make run, and then change the model"
+        for name, now, wanted in missing_columns(connection, score, card)
+    ]
+
+
+def missing_columns(connection: warehouse.Connection, score: Score, card: "Card") -> Iterator[tuple[str, str, str]]:
+    """The columns that the version with this card reads and can't in the feature model as it is declared now.
+
+    Each with what it is now, and as what it is needed: `("segment", "gone", "")`.
+    """
     declared = {feature.name: feature.data_type for feature in score.model_columns}
-    needs = f"version {card.version} of score '{score.name}', the champion, needs it"
-    model = f"{score.features_file}: model '{score.features}'"
-    way = (
-        f"bring it back, or have a champion trained without it first: exclude: [{{}}] in the exposure '{score.name}',"
-        " make run, and then change the model"
-    )
     kinds = {column.name: column.type for column in card.encoder.columns}
-    faults = []
     for feature in card.features:
         if feature.name not in kinds:
             continue
         if feature.name not in declared:
-            faults.append(f"{model}: column '{feature.name}' is gone, but {needs}; {way.format(feature.name)}")
+            yield feature.name, "gone", ""
             continue
         now = _kind(connection, declared[feature.name])
         if now != kinds[feature.name]:
-            faults.append(
-                f"{model}: column '{feature.name}' is declared as {declared[feature.name]}, which is read as"
-                f" {now or 'nothing known'}, but {needs} as a {kinds[feature.name]} ({feature.data_type});"
-                f" {way.format(feature.name)}"
-            )
-    return faults
+            read = f"declared as {declared[feature.name]}, which is read as {now or 'nothing known'}"
+            yield feature.name, read, f" as a {kinds[feature.name]} ({feature.data_type})"
 
 
 def _kind(connection: warehouse.Connection, data_type: str) -> str | None:
