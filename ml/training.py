@@ -194,10 +194,12 @@ def make_card(
     champion: Mapping[str, float] | None = None,
     champion_version: int | None = None,
     commit: str | None = None,
+    trigger: str = "",
 ) -> Card:
     """The card of a candidate that becomes a version, yet unsigned; `training_set` is the checksum of its rows.
 
-    `champion` are the metrics of the champion on the same held-out rows, `commit` the git commit of the project.
+    `champion` are the metrics of the champion on the same held-out rows, `commit` the git commit of the project,
+    `trigger` what started the training.
     """
     return Card(
         score=score.name,
@@ -227,6 +229,7 @@ def make_card(
         champion=dict(champion or {}),
         champion_version=champion_version,
         commit=commit,
+        trigger=trigger,
     )
 
 

@@ -60,7 +60,7 @@ def decide(
         return Decision(f"{fresh:,} new labels" if fresh else "the rows it learns from have changed")
     fired = [why for why in _fired(connection, score, last, fresh, today, where) if why]
     if not fired:
-        return Decision(waits=f"{fresh:,} new labels since {last}; {_declared(score)}")
+        return Decision(waits=f"{fresh:,} new labels since {last}; it is trained {when_trained(score)}")
     held_back = _held_back(connection, score, last, today)
     return Decision(waits=f"{'; '.join(fired)}, but {held_back}") if held_back else Decision("; ".join(fired))
 
@@ -122,14 +122,15 @@ def _held_back(connection: Connection, score: Score, last: date, today: date) ->
     return None
 
 
-def _declared(score: Score) -> str:
-    """The triggers of a score in words."""
+def when_trained(score: Score) -> str:
+    """When a score is trained anew, in words: `after 4000 new labels or a broken promise`."""
     declared = score.retrain
-    assert declared is not None
+    if declared is None:
+        return "after new labels"
     parts = {
-        f"each {declared.every_days:g} days": declared.every_days,
+        f"{declared.every_days:g} days" if declared.every_days else "": declared.every_days,
         f"{declared.new_labels} new labels": declared.new_labels,
         f"drift of {declared.drift or 0:.0%} of the importance": declared.drift,
         "a broken promise": declared.performance,
     }
-    return f"it is trained after {' or '.join(text for text, holds in parts.items() if holds)}"
+    return f"after {' or '.join(text for text, holds in parts.items() if holds)}"

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import msgspec
+from pydantic import Field
 
 from ml.declarations import Project, Score
 from ml.encoding import EncodingError
 from ml.gate import GateResult, check_gate, sliced_columns
 from ml.learning import Learning
-from ml.registry import contract_of
 from ml.slices import Slice
 from orchestration import versions, warehouse
 from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
 from orchestration.mirroring import mirror
 from orchestration.project import Paths
-from orchestration.training_sets import ScoringError, prune_training_sets, training_rows, training_set_asset
+from orchestration.retraining import decide, when_trained
+from orchestration.training_sets import ScoringError, clock, prune_training_sets, training_rows, training_set_asset
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
@@ -71,8 +72,19 @@ def _told(where: Paths, score: Score, version: int) -> Iterator[None]:
         ) from None
 
 
-def train_version(connection: Connection, score: Score, training_set: str, where: Paths, log: Any) -> dict[str, Any]:
-    """Trains a candidate on a frozen training set, saves and records it; gives its row of `ml.model_versions`."""
+class Training(dg.Config):
+    """Why to train now, whatever the score declares; nothing else would be said in its row of `ml.model_versions`."""
+
+    asked: str = Field(default="", description="why a candidate is to be trained now; without it retrain: decides")
+
+
+def train_version(
+    connection: Connection, score: Score, training_set: str, where: Paths, log: Any, trigger: str = "asked for"
+) -> dict[str, Any]:
+    """Trains a candidate on a frozen training set, saves and records it; gives its row of `ml.model_versions`.
+
+    `trigger` says what started it.
+    """
     from ml import registry, training
 
     told = time.monotonic()
@@ -101,7 +113,7 @@ def train_version(connection: Connection, score: Score, training_set: str, where
     version = _next_version(connection, score, where)
     folder = model_folder(where.models, score, version)
     made = training.make_card(
-        candidate, score, version=version, training_set=training_set, trained_at=datetime.now(UTC)
+        candidate, score, version=version, training_set=training_set, trained_at=datetime.now(UTC), trigger=trigger
     )
     card = registry.save(folder, candidate.booster, made)
     versions.record_version(
@@ -222,14 +234,14 @@ def training_assets(
         group_name=score.name,
         owners=[score.email] if score.email else [],
         kinds={"catboost"},
-        description=f"The model behind `{score.name}`: a candidate is trained when the training set has changed,"
+        description=f"The model behind `{score.name}`: a candidate is trained {when_trained(score)},"
         f" and becomes the champion if it passes its gate: {'; '.join(score.gate)}.",
         check_specs=[
             dg.AssetCheckSpec("gate", asset=model_key, description="The candidate meets: " + "; ".join(score.gate))
         ],
         pool="warehouse",
     )
-    def model(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+    def model(context: dg.AssetExecutionContext, config: Training) -> Iterator[dg.MaterializeResult[None]]:
         refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             versions.create_tables(connection)
@@ -239,16 +251,17 @@ def training_assets(
                     f"score '{score.name}': has no training set yet; materialize training_sets/{score.name} first"
                 )
             version = versions.newest_version(connection, score)
-            made_from = (score.kind, current["training_set"], trained_by(score))
-            trained = (
-                version is None
-                or (version["kind"], version["training_set"], version["engine"]) != made_from
-                or version["contract"] not in (None, contract_of(score.columns))
-                or not is_whole(where, score, version)
-            )
-            if version is None or trained:
-                version = train_version(connection, score, current["training_set"], where, context.log)
+            whole = version is not None and is_whole(where, score, version)
+            today = clock(project)
+            decision = decide(connection, score, current, trained_by(score), whole, today, where, config.asked)
+            if decision.trigger is not None:
+                context.instance.add_run_tags(context.run_id, {f"scorehouse/trained/{score.name}": decision.trigger})
+                context.log.info(f"trained: {decision.trigger}")
+                version = train_version(
+                    connection, score, current["training_set"], where, context.log, decision.trigger
+                )
                 prune_training_sets(connection, score, where.training_sets)
+            assert version is not None, "a first training has a trigger"
             verdict = judge(connection, score, version, where)
             champion = versions.champion(connection, score)
             undone = versions.taken_back(connection, score, version["version"])
@@ -274,7 +287,8 @@ def training_assets(
                 "trees": version["trees"],
                 "contract of its features": version["contract"],
                 "card": dg.MetadataValue.path(str(model_folder(where.models, score, version["version"]) / "card.json")),
-                "changed": trained,
+                "trained": decision.trigger or f"no: {decision.waits}",
+                "changed": decision.trigger is not None,
                 **{f"metric/{metric}": value for metric, value in metrics.items()},
             },
             check_results=[

@@ -29,9 +29,10 @@ TABLES = """
         train_from date, train_to date, holdout_from date, holdout_to date, train_rows bigint, holdout_rows bigint,
         metrics json, baseline_metrics json, baseline varchar, champion_metrics json, champion_version integer,
         trees integer, booster_sha256 varchar, trained_at timestamptz, promoted_at timestamptz,
-        contract varchar
+        contract varchar, trigger varchar
     );
     alter table ml.model_versions add column if not exists contract varchar;
+    alter table ml.model_versions add column if not exists trigger varchar;
     create table if not exists ml.gate_results (
         score varchar, version integer, condition varchar, figures json, passed boolean, note varchar,
         evaluated_at timestamptz
@@ -190,6 +191,16 @@ def newest_version(connection: Connection, score: Score) -> dict[str, Any] | Non
     )
 
 
+def trained_since(connection: Connection, score: Score, day: date) -> int:
+    """How many versions have learned from labels known after a day."""
+    query = """
+        select count(*) from ml.model_versions where score = ? and training_set in (
+            select training_set from ml.training_sets where score = ? and known_until > ?
+        )
+    """
+    return int(warehouse.one(connection, query, [score.name, score.name, day])[0])
+
+
 def record_version(
     connection: Connection,
     card: Card,
@@ -206,6 +217,7 @@ def record_version(
                 "kind": card.kind,
                 "training_set": card.training_set,
                 "contract": card.contract,
+                "trigger": card.trigger,
                 "engine": engine,
                 **card.dates,
                 "train_rows": card.rows["train"],
