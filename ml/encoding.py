@@ -99,8 +99,12 @@ def encode(encoder: Encoder, rows: "pa.Table | pa.RecordBatch") -> "NDArray[np.f
         values = _plain(rows.column(column.name))
         if pa.types.is_null(values.type):
             matrix[:, position] = np.nan
+        elif column.type == "category":
+            _write_codes(column, values, matrix[:, position])
         else:
-            matrix[:, position] = np.clip(_as_numbers(column, values), -LARGEST, LARGEST)
+            with np.errstate(over="ignore"):  # what becomes infinite is made finite again
+                matrix[:, position] = _as_numbers(column, values)
+            np.clip(matrix[:, position], -LARGEST, LARGEST, out=matrix[:, position])
     return matrix
 
 
@@ -148,17 +152,19 @@ def _frequent(values: pa.Array) -> tuple[str, ...]:
     return tuple(sorted(name for name, _ in enough[:MOST_CATEGORIES]))
 
 
+def _write_codes(column: Column, values: pa.Array, codes: "NDArray[np.float32]") -> None:
+    known = pc.index_in(values, value_set=pa.array(column.categories, values.type))
+    np.add(known.fill_null(-1).to_numpy(), 1, out=codes, casting="unsafe")
+    if values.null_count:
+        codes[values.is_null().to_numpy(zero_copy_only=False)] = np.nan
+
+
 def _as_numbers(column: Column, values: pa.Array) -> "NDArray[Any]":
     """The values as numpy floats, NaN where null."""
-    if column.type == "category":
-        known = pc.index_in(values.cast(pa.string()), value_set=pa.array(column.categories, pa.string()))
-        codes = pc.fill_null(pc.add(known, 1), 0)
-        numbers = pc.if_else(values.is_valid(), codes, pa.scalar(None, pa.int32()))
-    elif column.type == "date":
+    numbers = values
+    if column.type == "date":
         numbers = values.cast(pa.date32()).cast(pa.int32())
     elif column.type == "timestamp":
         seconds = values.cast(pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
         numbers = pc.divide(seconds.cast(pa.float64(), safe=False), float(SECONDS_OF_A_DAY))
-    else:
-        numbers = values
     return np.asarray(numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, date, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -19,52 +22,78 @@ from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from ml.registry import Model
 
+Tell = Callable[[int, int], None]
 
-def score_dates(connection: Connection, score: Score, champion: dict[str, Any], where: Paths) -> tuple[list[date], int]:
+
+def score_dates(
+    connection: Connection,
+    score: Score,
+    champion: dict[str, Any],
+    where: Paths,
+    tell: Tell = lambda done, due: None,
+) -> tuple[list[date], int]:
     """Scores every as-of date after the champion's training data whose rows are new or changed; gives dates and rows.
 
-    Each date is replaced whole, and one that the features no longer have is withdrawn, all in one transaction; rows
-    stream through in Arrow batches. Raises `ScoringError` if there is nobody to score, the champion can't read the
-    features as they are now, or the table of predictions is another entity's.
+    Each date is replaced whole and recorded in a transaction of its own, the newest first, as it is the one to be
+    served; one that the features no longer have is withdrawn. Killed at any instant, all dates before are kept, and the
+    next call goes on. Rows stream through in Arrow batches; `tell` is called with the rows scored and those due. Raises
+    `ScoringError` if there is nobody to score, the champion can't read the features as they are now, or the table of
+    predictions is another entity's.
     """
-    features, predictions = _features(score), warehouse.name("predictions", score.name)
     version, as_of = champion["version"], warehouse.name(score.as_of)
     query = f"{feature_rows(score)} where {as_of}::date > date '{champion['train_to']}'"
     per_date = made_from(connection, score, query)
     if not per_date:
         raise ScoringError(
-            f"score '{score.name}': {features} has no rows after {champion['train_to']}, up to which version {version}"
-            " was trained, so there is nobody to score"
+            f"score '{score.name}': {_features(score)} has no rows after {champion['train_to']}, up to which version"
+            f" {version} was trained, so there is nobody to score"
         )
     _make_table(connection, score)
     scored = versions.scored_dates(connection, score, version)
     due = [row for row in per_date if scored.get(row["as_of_date"]) != row["made_from"]]
-    withdrawn = sorted(scored.keys() - {row["as_of_date"] for row in per_date})
-    replaced = [*withdrawn, *(row["as_of_date"] for row in due)]
-    if not replaced:
+    for day in sorted(scored.keys() - {row["as_of_date"] for row in per_date}):
+        with warehouse.transaction(connection):
+            _withdraw(connection, score, version, day)
+    if not due:
         return [], 0
 
     from ml.encoding import EncodingError
 
     model = load_model(where, score, version)
-    scored_at = datetime.now(UTC)
-    listed = ", ".join(f"date '{day}'" for day in replaced)
-    of_dates = f"model_version = {version} and as_of_date::date in ({listed})"
-    ordered = f"{query} and {as_of}::date in ({listed}) order by {warehouse.names([score.as_of, *score.entity])}"
-    with warehouse.transaction(connection):
-        connection.execute(f"delete from {predictions} where {of_dates}")
-        versions.forget_scored_dates(connection, score, version, replaced)
-        try:
-            _insert(connection, predictions, model, score, ordered, scored_at)
-        except EncodingError as error:
-            raise ScoringError(
-                f"score '{score.name}': its champion, version {version}, can't read the rows of {features}: {error};"
-                " either the column comes back, or a version trained without it passes the gate"
-            ) from None
-        versions.record_scored_dates(connection, score, version, due, scored_at)
-    return [row["as_of_date"] for row in due], sum(row["rows"] for row in due)
+    done, rows_due = 0, sum(row["rows"] for row in due)
+
+    def add(rows: int) -> None:
+        nonlocal done
+        done += rows
+        tell(done, rows_due)
+
+    predictions = warehouse.name("predictions", score.name)
+    for row in reversed(due):
+        day, scored_at = row["as_of_date"], datetime.now(UTC)
+        rows = f"{feature_rows(score)} where {as_of}::date = date '{day}'"
+        with warehouse.transaction(connection):
+            _withdraw(connection, score, version, day)
+            try:
+                _insert(connection, predictions, model, score, rows, scored_at, add)
+            except EncodingError as error:
+                raise ScoringError(
+                    f"score '{score.name}': its champion, version {version}, can't read the rows of"
+                    f" {_features(score)}: {error}; either the column comes back, or a version trained without it"
+                    " passes the gate"
+                ) from None
+            versions.record_scored_dates(connection, score, version, [row], scored_at)
+    return [row["as_of_date"] for row in due], rows_due
+
+
+def _withdraw(connection: Connection, score: Score, version: int, day: date) -> None:
+    """Takes back what a version has said at an as-of date."""
+    predictions = warehouse.name("predictions", score.name)
+    connection.execute(f"delete from {predictions} where model_version = {version} and as_of_date::date = date '{day}'")
+    versions.forget_scored_dates(connection, score, version, [day])
 
 
 def feature_rows(score: Score) -> str:
@@ -76,17 +105,19 @@ def feature_rows(score: Score) -> str:
 def made_from(connection: Connection, score: Score, rows: str) -> list[dict[str, Any]]:
     """For each as-of date of a query of `feature_rows`: as_of_date, rows, made_from.
 
-    `made_from` is a hash of what decides their predictions: the rows themselves, and bands and engine, as the same rows
-    are scored again under others.
+    `made_from` is a hash of what decides their predictions: the rows themselves, and bands, who is given reasons, and
+    engine, as the same rows are scored again under others.
     """
-    setting = hashlib.sha256(json.dumps([score.bands, engine()]).encode()).hexdigest()[:8]
+    told = score.explained
+    setting = [score.bands, engine(), told.top, told.bands, told.sample]
+    mark = hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:8]
     return warehouse.rows(
         connection,
         f"""
         select
             {warehouse.name(score.as_of)}::date as as_of_date,
             count(*) as rows,
-            count(*) || '-' || sum(hash({warehouse.WHOLE_ROW})::hugeint) || '-{setting}' as made_from
+            count(*) || '-' || sum(hash({warehouse.WHOLE_ROW})::hugeint) || '-{mark}' as made_from
         from ({rows}) as {warehouse.WHOLE_ROW}
         group by 1
         order by 1
@@ -99,9 +130,15 @@ def _features(score: Score) -> str:
 
 
 def _insert(
-    connection: Connection, predictions: str, model: "Model", score: Score, rows: str, scored_at: datetime
+    connection: Connection,
+    predictions: str,
+    model: "Model",
+    score: Score,
+    rows: str,
+    scored_at: datetime,
+    tell: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Writes the predictions of the rows of a query, as they stream through the model."""
+    """Writes the predictions of the rows of a query, as they stream through the model; `tell` counts them."""
     import pyarrow as pa
 
     from ml import prediction
@@ -109,20 +146,22 @@ def _insert(
     failures: list[Exception] = []
 
     def scored(batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                yield prediction.score_batch(model, score, batch, scored_at)
+
+    def given(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         try:
             for batch in batches:
-                if batch.num_rows:
-                    yield prediction.score_batch(model, score, batch, scored_at)
+                tell(batch.num_rows)
+                yield batch
         except Exception as error:
             failures.append(error)
             raise
 
-    with warehouse.batches(connection, rows) as batches:
-        given = scored(batches)
-        first = next(given, None)
-        if first is None:  # all dates were withdrawn
-            return
-        reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], given))
+    with warehouse.batches(connection, rows) as batches, closing(_ahead(scored(_ahead(iter(batches))))) as ready:
+        first = next(ready)
+        reader = pa.RecordBatchReader.from_batches(first.schema, given(chain([first], ready)))
         try:
             with warehouse.registered(connection, reader) as stream:
                 connection.execute(f"insert into {predictions} by name select * from {stream}")
@@ -130,6 +169,15 @@ def _insert(
             if failures:  # DuckDB hides it in a text with a traceback
                 raise failures[0] from None
             raise
+
+
+def _ahead(batches: "Iterator[pa.RecordBatch]") -> "Generator[pa.RecordBatch, None, None]":
+    """The same batches, each made in a thread while the one before is written."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
 
 
 def _make_table(connection: Connection, score: Score) -> None:
@@ -141,6 +189,7 @@ def _make_table(connection: Connection, score: Score) -> None:
         "score": "DOUBLE",
         "band": "VARCHAR",
         "reasons": 'STRUCT(feature VARCHAR, "value" VARCHAR, contribution DOUBLE)[]',
+        **({"probabilities": "MAP(VARCHAR, DOUBLE)"} if score.kind == "category" else {}),
         "model_version": "INTEGER",
         "scored_at": "TIMESTAMP WITH TIME ZONE",
     }
@@ -155,6 +204,19 @@ def _make_table(connection: Connection, score: Score) -> None:
             f"score '{score.name}': the predictions of before have other columns than those of now ({differ});"
             f" keep them under another name and run again: alter table {table} rename to {old}"
         )
+
+
+def _telling(log: dg.DagsterLogManager) -> Tell:
+    """Tells the log how far a scoring is, once a second at most, as each line is an event that Dagster keeps."""
+    told = time.monotonic()
+
+    def tell(done: int, due: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 1:
+            told = time.monotonic()
+            log.info(f"scoring: {done:,} of {due:,} rows")
+
+    return tell
 
 
 def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.AssetsDefinition:
@@ -175,7 +237,7 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
         refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             champion = current_champion(connection, score)
-            dates, rows = score_dates(connection, score, champion, where)
+            dates, rows = score_dates(connection, score, champion, where, _telling(context.log))
             query = f"""
                 select count(*), max(as_of_date)::date from {warehouse.name("predictions", score.name)}
                 where model_version = ?
