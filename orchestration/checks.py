@@ -14,6 +14,8 @@ EVALUATED = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecor
 NOT_OF_DATA = ("gate",)
 # The check of feature models that no run of everything evaluates: see leaks.py.
 RIGHT_IN_TIME = "right_in_time"
+# The check of a champion's realised performance: see performance.py.
+AS_PROMISED = "as_promised"
 MEND_LEAK = (
     "mend the model, run everything, so that what is stored is built anew, then make leaks, which alone evaluates"
     f" {RIGHT_IN_TIME}, and when that passes everything again"

@@ -9,6 +9,7 @@ from orchestration.instance import in_process_executor
 from orchestration.leaks import right_in_time
 from orchestration.loading import check_sources, raw_asset
 from orchestration.monitoring import drift_asset
+from orchestration.performance import performance_asset
 from orchestration.project import Paths, load_manifest, load_project, paths
 from orchestration.publishing import generation_asset
 from orchestration.scoring import predictions_asset
@@ -41,6 +42,7 @@ def define(where: Paths) -> dg.Definitions:
             predictions_asset(score, features, where),
             generation_asset(score, project, where),
             drift_asset(score, project, where),
+            performance_asset(score, label, project, where),
         ]
     # Several scores may have one feature model: any of them stands for it.
     featured = {score.features_id: score for score in project.scores}

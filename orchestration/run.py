@@ -25,7 +25,7 @@ from sqlalchemy.exc import DatabaseError
 
 from ml.declarations import DeclarationError, Project
 from orchestration.backfilling import backfill_of
-from orchestration.checks import RIGHT_IN_TIME
+from orchestration.checks import AS_PROMISED, RIGHT_IN_TIME
 from orchestration.instance import alive, give_slots_back, open_instance, storage_fault, turn
 from orchestration.pinned import refuse_broken_contracts
 from orchestration.project import (
@@ -126,7 +126,7 @@ class Display:
             if key in ("difference",) or check.check_name == "gate"
         )
         warns = check.severity.value == "WARN"
-        if not told and check.check_name in ("freshness", RIGHT_IN_TIME):
+        if check.check_name == AS_PROMISED or (not told and check.check_name in ("freshness", RIGHT_IN_TIME)):
             told = check.description or ""
         if warns and check.check_name == "gate":
             told += "; the champion goes on scoring"
@@ -134,7 +134,7 @@ class Display:
         self.console.print(
             f"{sign} {asset}: check {check.check_name} failed{': ' + escape(told) if told else ''}",
             highlight=False,
-            soft_wrap=check.check_name == RIGHT_IN_TIME,
+            soft_wrap=check.check_name in (AS_PROMISED, RIGHT_IN_TIME),
         )
 
     def _failed(self, step: str, data: Any) -> None:

@@ -98,7 +98,7 @@ def one(connection: Connection, query: str, values: Sequence[Any] | Mapping[str,
     return found[0]
 
 
-def rows(connection: Connection, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+def rows(connection: Connection, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
     """All rows of a (small) query as dicts."""
     cursor = connection.execute(query, values)
     titles = [column[0] for column in cursor.description]

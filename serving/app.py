@@ -41,6 +41,7 @@ from serving.lookups import (
     unknown_customer,
 )
 from serving.pages import pages
+from serving.performance import performance_handler
 
 log = logging.getLogger("serving")
 
@@ -61,8 +62,8 @@ _EXAMPLE = Example(
 )
 
 
-def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
-    """The handlers of the API over a catalogue."""
+def api(catalogue: Catalogue, reports: Path | None) -> list[HTTPRouteHandler]:
+    """The handlers of the API over a catalogue and a folder of reports."""
 
     @get("/scores", sync_to_thread=False, tags=["scores"], summary="All scores")
     def list_scores() -> Scores:
@@ -116,7 +117,8 @@ def api(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         readiness = catalogue.readiness()
         return Response(readiness, status_code=503 if readiness.status == "unavailable" else 200)
 
-    return [list_scores, one_score, one_customer, *features_handlers(catalogue), live, ready]
+    performance = performance_handler(catalogue, reports)
+    return [list_scores, one_score, performance, one_customer, *features_handlers(catalogue), live, ready]
 
 
 def create_app(
@@ -144,7 +146,7 @@ def create_app(
                 pushed.close()
 
     app = Litestar(
-        route_handlers=[*api(catalogue), push_handler(pushed), openapi_document, *pages(catalogue, reports)],
+        route_handlers=[*api(catalogue, reports), push_handler(pushed), openapi_document, *pages(catalogue, reports)],
         lifespan=[lifespan],
         exception_handlers={HTTPException: _http_problem, Exception: _internal_problem},
         logging_config=None,

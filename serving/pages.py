@@ -21,6 +21,7 @@ from markupsafe import Markup
 from serving.catalogue import Catalogue, Served
 from serving.feature_catalogue import feature_views, read_features
 from serving.generation import CustomerScore
+from serving.performance import performance_view, read_performance
 from serving.sources import read_sources, source_view
 from serving.views import FILTERS, band_places, find_reports, reason_bars, report_file, scale, score_view
 
@@ -80,6 +81,7 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
         customer_id: Annotated[str | None, Parameter(query="customer_id")] = None,
     ) -> Response[str]:
         found = await asyncio.to_thread(find_reports, reports)
+        told = await asyncio.to_thread(read_performance, reports, score) if score in catalogue.scores else None
         served = catalogue.scores.get(score)  # read only after the last await: from here on nothing replaces the store
         if served is None:
             known = ", ".join(catalogue.scores) or "none yet"
@@ -106,6 +108,7 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
             curl_id=quote(customer.customer_id, safe=",") if customer else None,
             base_url=str(request.base_url).rstrip("/"),
             reports=[report for report in found if report.score == score][:5],
+            performance=performance_view(told) if told else None,
         )
 
     @get("/reports")

@@ -211,7 +211,13 @@ def tidy(text: str) -> str:
     return text
 
 
+def capitalized(text: str) -> str:
+    """A sentence that begins with a capital, all else as it is."""
+    return text[:1].upper() + text[1:]
+
+
 FILTERS = {
+    "capitalized": capitalized,
     "count": count,
     "measure": measure,
     "threshold": threshold,

@@ -69,7 +69,7 @@ def test_on_a_terminal_a_bar_shows_what_is_done_now_and_the_log_stays_away(loans
     assert process.returncode == 0
     screen = shown.decode()
     assert "reading the dbt project" in screen and "Running dbt command" in screen
-    assert re.search(r"\d+/24", screen)
+    assert re.search(r"\d+/26", screen)
     assert "STEP_START" not in screen and "DEBUG" not in screen
 
 
@@ -176,6 +176,7 @@ def test_a_second_run_changes_nothing(loans_run: Run, tmp_path: Path) -> None:
         f"predictions.{SCORE}",
         f"generations.{SCORE}",
         f"reports.{SCORE}_drift",
+        f"reports.{SCORE}_performance",
     ):
         assert re.search(rf"✓ {re.escape(asset)} .*unchanged", again.printed), (
             f"{asset} was made again:\n{again.printed}"

@@ -1,0 +1,189 @@
+"""Tells people what became of a score's promise: the asset that measures it, its check, and the files of its report."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import msgspec
+
+from ml.declarations import Project, Score
+from ml.realised import Performance, RealisedDate, drifted_share
+from orchestration import versions, warehouse
+from orchestration.checks import AS_PROMISED, refuse_unsound
+from orchestration.project import Paths, read_json, replaced
+from orchestration.promises import Kept, drift_figures, kept, told_with_causes
+from orchestration.realised import card_of, measure, realised_dates
+from orchestration.training import current_champion
+from orchestration.training_sets import clock
+from orchestration.warehouse import Connection
+from serving.performance import FIGURES
+
+SHOWN = 60  # as-of dates in the report and the API; `ml.realised` has them all
+PAGE = "performance.html"
+
+
+def report_performance(connection: Connection, score: Score, today: date, where: Paths) -> dict[str, Any]:
+    """Writes the report on promised and realised of what has been measured, unless it is there: its day, path (None
+    where there is nothing yet to draw), what it says, and whether it is new.
+
+    The files are performance.json and performance.html in `reports/<score>/<newest scored as-of date>`. Raises
+    `ScoringError` if there is no champion.
+    """
+    champion = current_champion(connection, score)
+    performance = performance_of(connection, score, champion, today, where)
+    (day,) = warehouse.one(
+        connection,
+        "select coalesce(max(as_of_date), ?) from ml.scored_dates where score = ? and model_version = ?",
+        [champion["holdout_to"], score.name, champion["version"]],
+    )
+    folder = where.reports / score.name / str(day)
+    figures, page = folder / FIGURES, folder / PAGE
+    content = msgspec.json.encode(performance)
+    of = hashlib.sha256(content).hexdigest()
+    has_page = bool(performance.dates)
+    found = {"day": day, "path": page if has_page else None, "performance": performance}
+    if read_json(figures).get("of") == of and (page.is_file() or not has_page):
+        return {**found, "changed": False}
+    if has_page:
+        from reports.performance import performance_page
+
+        with replaced(page) as staged:
+            staged.write_text(performance_page(performance, title=f"{score.title}: promised and realised"))
+    # The figures say what the page was made of, so they come last.
+    with replaced(figures) as staged:
+        staged.write_bytes(msgspec.json.format(msgspec.json.encode({"of": of, "performance": msgspec.Raw(content)})))
+    return {**found, "changed": True}
+
+
+def performance_of(
+    connection: Connection, score: Score, champion: dict[str, Any], today: date, where: Paths
+) -> Performance:
+    """What has been measured of a score, and whether its champion keeps what was promised."""
+    card = card_of(where, score, champion["version"])
+    judged = kept(connection, score, champion, where)
+    promised = json.loads(champion["metrics"])  # with Python's NaN
+    return Performance(
+        score=score.name,
+        kind=score.kind,
+        model_version=champion["version"],
+        holdout_from=champion["holdout_from"],
+        holdout_to=champion["holdout_to"],
+        promised={name: value if math.isfinite(value) else None for name, value in promised.items()},
+        intervals=card.intervals if card else {},
+        verdict=judged.verdict,
+        told=judged.told,
+        causes=judged.causes,
+        next_matures_on=next_maturity(connection, score, champion, today),
+        dates=_with_drift(realised_dates(connection, score, SHOWN), score, where),
+    )
+
+
+def _with_drift(dates: Sequence[RealisedDate], score: Score, where: Paths) -> list[RealisedDate]:
+    """The dates with what their drift reports said of the same version, where there are any."""
+    reports = {(day, figures.get("model_version")): figures for day, figures in drift_figures(score, where)}
+    cards = {version: card_of(where, score, version) for version in {one.model_version for one in dates}}
+    found = []
+    for one in dates:
+        figures, card = reports.get((one.as_of_date, one.model_version)), cards[one.model_version]
+        drift = drifted_share(figures.get("metrics", {}), card.importance) if figures and card else None
+        found.append(msgspec.structs.replace(one, drifted=drift[0] if drift else None))
+    return found
+
+
+def next_maturity(connection: Connection, score: Score, champion: dict[str, Any], today: date) -> date | None:
+    """When the labels of the next date mature that a champion has scored after its held-out ones.
+
+    Of a date without labels, by as many days as those of the newest date that has some have taken.
+    """
+    label, as_of = warehouse.name(score.label_schema, score.label), warehouse.name(score.as_of)
+    (found,) = warehouse.one(
+        connection,
+        f"""
+        with labels as (
+            select {as_of}::date as as_of_date, max(matures_on)::date as matures_on from {label} group by 1
+        ),
+
+        usual as (
+            select max_by(matures_on - as_of_date, as_of_date)::integer as days from labels
+        ),
+
+        dates as (
+            select coalesce(labels.matures_on, dates.as_of_date + usual.days) as matures_on
+            from ml.scored_dates as dates
+            cross join usual
+            left join labels on labels.as_of_date = dates.as_of_date
+            where dates.score = ? and dates.model_version = ? and dates.as_of_date > ?
+        )
+
+        select min(matures_on) from dates where matures_on > ?
+        """,
+        [score.name, champion["version"], champion["holdout_to"], today],
+    )
+    return found if isinstance(found, date) else None
+
+
+def performance_asset(score: Score, label: dg.AssetKey, project: Project, where: Paths) -> dg.AssetsDefinition:
+    """The asset of a score's realised performance, with the check on its promise."""
+    key = dg.AssetKey(["reports", f"{score.name}_performance"])
+
+    @dg.asset(
+        key=key,
+        deps=[dg.AssetKey(["predictions", score.name]), label],
+        group_name=score.name,
+        owners=[score.email] if score.email else [],
+        kinds={"duckdb"},
+        description=f"What was promised of `{score.name}` when its versions were trained, and what was realised as"
+        " labels matured: rows of `ml.realised`, and a report.",
+        check_specs=[
+            dg.AssetCheckSpec(
+                AS_PROMISED,
+                asset=key,
+                description="On the newest date whose labels have matured the champion is as good as its held-out dates"
+                " promised. A failure stops nothing, and names the likely causes.",
+            )
+        ],
+        pool="warehouse",
+    )
+    def performance(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        refuse_unsound(context)
+        today = clock(project)
+        with warehouse.open_warehouse(where.warehouse) as connection:
+            versions.create_tables(connection)
+            measured = measure(connection, score, today, where)
+            report = report_performance(connection, score, today, where)
+        found: Performance = report["performance"]
+        yield dg.MaterializeResult(
+            metadata={
+                "as-of dates measured now": ", ".join(f"{day} (version {version})" for version, day in measured)
+                or "none: nothing has matured or changed since",
+                "champion": found.told,
+                "next labels mature on": str(found.next_matures_on or "not known"),
+                **_links(score, report["day"], report["path"]),
+                "changed": report["changed"],
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    passed=found.verdict != "worse",
+                    check_name=AS_PROMISED,
+                    severity=dg.AssetCheckSeverity.WARN,
+                    description=told_with_causes(Kept(verdict=found.verdict, told=found.told, causes=found.causes)),
+                    metadata={cause.name: cause.told for cause in found.causes},
+                )
+            ],
+        )
+
+    return performance
+
+
+def _links(score: Score, day: date, page: Path | None) -> dict[str, dg.MetadataValue]:
+    if page is None:
+        return {}
+    return {
+        "report": dg.MetadataValue.url(f"http://127.0.0.1:8000/reports/{score.name}/{day}/{page.name}"),
+        "path": dg.MetadataValue.path(str(page)),
+    }

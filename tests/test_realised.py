@@ -1,0 +1,489 @@
+"""What was promised of a version is held against what came of it, and a broken promise names its likely cause."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ml import registry
+from ml.declarations import Project, Score
+from ml.metrics import METRICS, Kind, evaluate
+from ml.realised import Promise, RealisedMetric, realised_metrics, standard_errors
+from orchestration import promises, realised, versions
+from orchestration.figures import create_tables
+from orchestration.performance import performance_asset, report_performance
+from orchestration.project import Paths
+from orchestration.promises import broken_promise, kept
+from orchestration.realised import measure
+from orchestration.training_sets import ScoringError, training_set_file
+from orchestration.warehouse import Connection, open_warehouse
+from serving.performance import read_performance
+from tests.small_data import TRAINED_AT, a_model, a_score
+
+CUSTOMERS = 800
+TRAINING_SET = "f" * 64
+LAST_HELD_OUT = date(2024, 4, 15)  # of version 3, as small_data trains it
+DAY = date(2024, 4, 22)
+MATURED = DAY + timedelta(days=14)
+SCORE = a_score()
+
+
+def some_outcomes(seed: int = 1, rows: int = CUSTOMERS) -> tuple[Any, Any]:
+    """Scores, and labels that come true as often as they say."""
+    random = np.random.default_rng(seed)
+    scores = random.beta(0.6, 1.4, rows)
+    return scores, (random.random(rows) < scores).astype(float)
+
+
+def a_promise(kind: Kind = "probability") -> Promise:
+    scores, labels = some_outcomes(0, 4 * CUSTOMERS)
+    metrics = evaluate(kind, labels, scores)
+    errors = standard_errors(kind, labels, scores, 0)
+    intervals = {name: (value - 1.96 * errors[name], value + 1.96 * errors[name]) for name, value in metrics.items()}
+    return Promise(metrics=metrics, intervals=intervals, rows=4 * CUSTOMERS)
+
+
+PROMISE = a_promise()
+
+
+# --- The comparison
+
+
+def compared(labels: Any, scores: Any, promise: Promise = PROMISE) -> dict[str, RealisedMetric]:
+    return {found.metric: found for found in realised_metrics("probability", labels, scores, promise)}
+
+
+def test_what_differs_by_chance_is_as_promised() -> None:
+    apart = 0
+    for seed in range(1, 6):
+        scores, labels = some_outcomes(seed)
+        found = compared(labels, scores)
+        assert list(found) == list(METRICS["probability"])
+        apart += sum(metric.verdict != "as promised" for metric in found.values())
+    assert apart <= 3, "of 30, one in twenty may lie outside"
+
+
+def test_a_verdict_is_whether_the_figure_lies_within_its_room_and_on_which_side() -> None:
+    scores, labels = some_outcomes()
+    worse = compared(np.roll(labels, 1), scores)  # who comes true has nothing to do with the score
+    better = compared((scores > 0.3).astype(float), scores)
+    for found, verdict in ((worse, "worse"), (better, "better")):
+        auc = found["roc_auc"]
+        assert auc.verdict == verdict
+        assert None not in (auc.realised, auc.low, auc.high)
+        assert not auc.low <= auc.realised <= auc.high  # type: ignore[operator]
+        assert (auc.promised, auc.promised_low) == (PROMISE.metrics["roc_auc"], PROMISE.intervals["roc_auc"][0])
+
+
+def test_a_calibration_error_that_is_larger_by_few_rows_alone_is_as_promised() -> None:
+    scores, labels = some_outcomes(rows=200)
+    error = compared(labels, scores)["calibration_error"]
+    assert error.realised is not None and error.realised > 2 * PROMISE.metrics["calibration_error"]
+    assert error.verdict == "as promised"
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "better"), (3.0, "as promised"), (9.0, "worse"), (-9.0, "worse")])
+def test_a_bias_is_the_worse_the_further_it_is_from_zero_on_either_side(shift: float, verdict: str) -> None:
+    label = np.random.default_rng(3).normal(100, 20, 4000)
+    promise = Promise(metrics={"bias": 3.0}, intervals={"bias": (2.5, 3.5)}, rows=16_000)
+    (bias,) = realised_metrics("amount", label, label + shift + np.random.default_rng(4).normal(0, 5, 4000), promise)
+    assert bias.verdict == verdict
+
+
+def test_a_metric_that_has_no_meaning_on_a_date_has_no_verdict() -> None:
+    scores, _ = some_outcomes(rows=50)
+    found = compared(np.zeros(50), scores)
+    assert found["roc_auc"].realised is None and found["roc_auc"].verdict == "not measurable"
+    assert found["log_loss"].verdict != "not measurable"
+
+
+def test_without_a_kept_interval_the_promise_has_the_error_of_as_many_rows() -> None:
+    scores, labels = some_outcomes()
+    plain = Promise(metrics=PROMISE.metrics, intervals={}, rows=PROMISE.rows)
+    with_interval, without = compared(labels, scores)["roc_auc"], compared(labels, scores, plain)["roc_auc"]
+    assert without.promised_low is None
+    assert without.low == pytest.approx(with_interval.low, abs=0.005)
+
+
+def test_errors_of_more_rows_than_are_drawn_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels = some_outcomes(rows=4000)
+    all_drawn = standard_errors("probability", labels, scores, 0)
+    monkeypatch.setattr("ml.realised.RESAMPLED", 1000)
+    some_drawn = standard_errors("probability", labels, scores, 0)
+    for name in ("roc_auc", "log_loss", "brier"):
+        assert some_drawn[name] == pytest.approx(all_drawn[name], rel=0.35)
+
+
+# --- The measuring
+
+
+@pytest.fixture(autouse=True)
+def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml.realised.RESAMPLES", 25)
+
+
+@pytest.fixture
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    sources = {"source.shop.raw.visits": {"schema": "raw", "identifier": "visits"}}
+    parents = {SCORE.features_id: ["source.shop.raw.visits"]}
+    # What dbt would say of the project, in seconds.
+    monkeypatch.setattr(promises, "load_manifest", lambda _: {"sources": sources, "parent_map": parents})
+    return Paths(project=tmp_path, data=tmp_path)
+
+
+@pytest.fixture
+def connection(where: Paths) -> Iterator[Connection]:
+    with a_warehouse(where) as connection:
+        yield connection
+
+
+@contextmanager
+def a_warehouse(where: Paths) -> Iterator[Connection]:
+    """Version 3, the champion, whose promise is `PROMISE`, and tables of predictions and labels without a row."""
+    with open_warehouse(where.warehouse) as connection:
+        versions.create_tables(connection)
+        create_tables(connection)
+        connection.execute("""
+            create schema predictions; create schema labels;
+            create table predictions.leaving (
+                customer_id bigint, as_of_date date, score double, probabilities map(varchar, double),
+                model_version integer
+            );
+            create table labels.customer_left (customer_id bigint, week date, label varchar, matures_on date)
+        """)
+        a_version(connection, where, 3)
+        _, labels = some_outcomes(0, 4 * CUSTOMERS)
+        held_out = {
+            "customer_id": [*range(CUSTOMERS)] * 4,
+            "week": [LAST_HELD_OUT] * 4 * CUSTOMERS,
+            "label": labels,
+            "matures_on": [MATURED] * 4 * CUSTOMERS,
+        }
+        file = training_set_file(where.training_sets, SCORE, TRAINING_SET)
+        file.parent.mkdir(parents=True)
+        pq.write_table(pa.table(held_out), file)
+        yield connection
+
+
+def a_version(connection: Connection, where: Paths, version: int, promoted: bool = True, **changes: Any) -> None:
+    model = a_model()
+    told = {"metrics": PROMISE.metrics, "intervals": PROMISE.intervals, "rows": {"train": 240, "holdout": PROMISE.rows}}
+    card = registry.Card(**({name: getattr(model.card, name) for name in model.card.__struct_fields__} | told | changes
+                            | {"version": version}))  # fmt: skip
+    registry.save(where.models / "leaving" / str(version), model.booster, card)
+    versions.record_version(connection, card, "engine", None, None)
+    if promoted:
+        versions.record_gate(connection, SCORE, version, [])
+
+
+def scored(
+    connection: Connection, scores: Any, labels: Any, day: date = DAY, version: int = 3, made_from: str = "a"
+) -> None:
+    """A date that a version has scored, and its labels, which replace those that were there."""
+    ids = np.arange(len(labels))
+    rows = pa.table({"id": ids, "score": np.asarray(scores), "label": pa.array(labels)})
+    connection.register("rows_of_date", rows)
+    connection.execute(f"""
+        insert into predictions.leaving select id, date '{day}', score, null, {version} from rows_of_date;
+        delete from labels.customer_left where week = date '{day}';
+        insert into labels.customer_left select id, date '{day}', label, date '{day}' + 14 from rows_of_date;
+        insert into ml.scored_dates values ('leaving', {version}, '{day}', {len(ids)}, '{made_from}', now())
+    """)
+    connection.unregister("rows_of_date")
+
+
+def measured(connection: Connection, where: Paths, today: date = MATURED, score: Score = SCORE) -> list[Any]:
+    return measure(connection, score, today, where)
+
+
+def champion(connection: Connection) -> dict[str, Any]:
+    found = versions.champion(connection, SCORE)
+    assert found is not None
+    return found
+
+
+def test_a_date_is_measured_once_all_its_labels_have_matured(connection: Connection, where: Paths) -> None:
+    scores, labels = some_outcomes()
+    scored(connection, scores, labels)
+    connection.execute("update labels.customer_left set matures_on = matures_on + 1 where customer_id = 0")
+    assert measured(connection, where, MATURED) == []
+    assert measured(connection, where, MATURED + timedelta(days=1)) == [(3, DAY)]
+    found = connection.execute("select metric, realised, rows, sampled, promised from ml.realised").fetchall()
+    expected = evaluate("probability", labels, scores)
+    assert {metric: value for metric, value, *_ in found} == pytest.approx(expected)
+    assert {row[2:] for row in found} == {(CUSTOMERS, CUSTOMERS, PROMISE.metrics[row[0]]) for row in found}
+
+
+def test_held_out_dates_and_those_before_are_no_realised_performance(connection: Connection, where: Paths) -> None:
+    scored(connection, *some_outcomes(), day=LAST_HELD_OUT)
+    assert measured(connection, where) == []
+
+
+def test_a_date_is_measured_again_only_when_its_predictions_or_labels_have_changed(
+    connection: Connection, where: Paths
+) -> None:
+    scored(connection, *some_outcomes())
+    scored(connection, *some_outcomes(2), day=DAY + timedelta(days=7))
+    later = MATURED + timedelta(days=7)
+    assert len(measured(connection, where, later)) == 2
+    assert measured(connection, where, later) == []
+    connection.execute(f"update labels.customer_left set label = '0' where customer_id = 1 and week = '{DAY}'")
+    assert measured(connection, where, later) == [(3, DAY)]
+    connection.execute(f"update ml.scored_dates set made_from = 'b' where as_of_date = '{DAY}'")
+    assert measured(connection, where, later) == [(3, DAY)]
+    assert connection.execute("select count(*) from ml.realised").fetchall() == [(12,)]
+
+
+def test_what_is_withdrawn_of_the_predictions_is_withdrawn_of_what_was_realised(
+    connection: Connection, where: Paths
+) -> None:
+    scored(connection, *some_outcomes())
+    measured(connection, where)
+    connection.execute("delete from ml.scored_dates")
+    measured(connection, where)
+    assert connection.execute("select count(*) from ml.realised").fetchall() == [(0,)]
+
+
+def test_every_version_with_predictions_is_measured_beside_the_one_that_served(
+    connection: Connection, where: Paths
+) -> None:
+    scored(connection, *some_outcomes())
+    a_version(connection, where, 4, promoted=False)  # a challenger
+    scored(connection, *some_outcomes(), version=4)
+    assert measured(connection, where) == [(3, DAY), (4, DAY)]
+    served = "select distinct model_version, served_version from ml.realised order by 1"
+    assert connection.execute(served).fetchall() == [(3, 3), (4, 3)]
+
+
+def test_of_very_many_rows_a_sample_is_measured_which_is_always_the_same(
+    connection: Connection, where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(realised, "SAMPLED", 300)
+    scored(connection, *some_outcomes())
+    measured(connection, where)
+    first = connection.execute("select metric, realised, rows, sampled from ml.realised order by 1").fetchall()
+    assert {row[2:] for row in first} == {(CUSTOMERS, 300)}
+    connection.execute("delete from ml.realised")
+    measured(connection, where)
+    assert connection.execute("select metric, realised, rows, sampled from ml.realised order by 1").fetchall() == first
+
+
+def test_a_category_is_measured_by_the_probabilities_of_its_classes(connection: Connection, where: Paths) -> None:
+    random = np.random.default_rng(5)
+    probabilities = random.dirichlet([1, 1, 1], 400)
+    places = np.array([random.choice(3, p=row) for row in probabilities])
+    promise = evaluate("category", places, probabilities)
+    a_version(connection, where, 5, kind="category", classes=("b", "a", "c"), metrics=promise, intervals={})
+    scored(connection, probabilities.max(axis=1), np.array(["b", "a", "c"])[places], version=5)
+    for place, name in enumerate(("b", "a", "c")):
+        connection.register("p", pa.table({"id": np.arange(400), "p": probabilities[:, place]}))
+        connection.execute(f"""
+            update predictions.leaving
+            set probabilities = map_concat(coalesce(probabilities, map {{}}), map {{'{name}': p}})
+            from p where id = customer_id and model_version = 5
+        """)
+    assert measured(connection, where, score=a_score("category", bands={})) == [(5, DAY)]
+    found = dict(connection.execute("select metric, realised from ml.realised").fetchall())
+    assert found == pytest.approx(promise)
+
+
+def test_labels_that_cant_be_measured_are_told_by_version_and_date(connection: Connection, where: Paths) -> None:
+    scores, labels = some_outcomes()
+    scored(connection, scores, labels + 1)
+    with pytest.raises(ScoringError) as raised:
+        measured(connection, where)
+    assert str(raised.value) == (
+        f"score 'leaving': what version 3 said for {DAY} can't be measured by its labels in labels.customer_left:"
+        " the label of a probability is 0 or 1"
+    )
+
+
+# --- The promise, and why it is broken
+
+
+def causes(connection: Connection, where: Paths, score: Score = SCORE) -> dict[str, str]:
+    """Cause -> what is told of it, the likeliest first."""
+    measured(connection, where, score=score)
+    return {cause.name: cause.told for cause in kept(connection, score, champion(connection), where).causes}
+
+
+def drift_report(where: Paths, *features: str) -> None:
+    file = where.reports / "leaving" / str(DAY) / "drift.json"
+    file.parent.mkdir(parents=True)
+    verdicts = {name: "drifted" if name in features else "stable" for name in a_model().card.importance}
+    metrics = {f"column.{name}.verdict": verdict for name, verdict in verdicts.items()}
+    file.write_text(json.dumps({"model_version": 3, "metrics": metrics}))
+
+
+def shuffled() -> tuple[Any, Any]:
+    """Scores that no longer tell who it is that leaves."""
+    scores, labels = some_outcomes()
+    return scores, np.roll(labels, 1)
+
+
+def test_a_kept_promise_has_no_cause(connection: Connection, where: Paths) -> None:
+    scored(connection, *some_outcomes())
+    assert causes(connection, where) == {}
+    assert broken_promise(connection, SCORE, champion(connection), where) is None
+
+
+def test_before_anything_has_matured_nothing_is_broken(connection: Connection, where: Paths) -> None:
+    assert measured(connection, where) == []
+    found = kept(connection, SCORE, champion(connection), where)
+    assert (found.verdict, found.told) == (
+        "nothing matured yet",
+        f"no labels have matured yet of what version 3 scored after {LAST_HELD_OUT}",
+    )
+
+
+def test_drifted_features_are_named_where_customers_are_ranked_worse(connection: Connection, where: Paths) -> None:
+    importance = a_model().card.importance
+    weightiest = max(importance, key=lambda name: importance[name])
+    scored(connection, *shuffled())
+    drift_report(where, weightiest)
+    found = causes(connection, where)
+    assert list(found) == ["drift"]
+    assert f"had drifted at {DAY}: {weightiest} ({importance[weightiest]:.0f} %)" in found["drift"]
+    told = broken_promise(connection, SCORE, champion(connection), where)
+    assert told is not None
+    assert told.startswith(f"version 3 at {DAY}, on 800 customers: roc_auc 0.")
+    assert f"worse than the promised {PROMISE.metrics['roc_auc']:.4f} (chance alone gives 0." in told
+    assert f"Likely cause: drift: features with {importance[weightiest] / 100:.0%} of the importance" in told
+
+
+def test_a_moved_base_rate_is_told_with_both_rates_and_that_only_the_level_is_off(
+    connection: Connection, where: Paths
+) -> None:
+    scores, labels = some_outcomes()
+    labels = np.maximum(labels, np.random.default_rng(9).random(CUSTOMERS) < scores * 0.8)
+    scored(connection, scores, labels)
+    drift_report(where, *a_model().card.importance)
+    found = causes(connection, where)
+    assert list(found) == ["base rate", "drift", "calibration"], "the ranking holds, so that the rate comes first"
+    before = some_outcomes(0, 4 * CUSTOMERS)[1].mean()
+    told = f"the rate of the outcome is {labels.mean():.4f}, and was {before:.4f} on the held-out dates"
+    assert found["base rate"] == told
+    assert found["calibration"].startswith("only the level is off: roc_auc is 0.")
+
+
+def test_incidents_of_the_raw_tables_since_the_training_come_first(connection: Connection, where: Paths) -> None:
+    scored(connection, *shuffled())
+    drift_report(where, *a_model().card.importance)
+    batches = [  # when, status, fault, rows, landed, rejected
+        (TRAINED_AT - timedelta(days=2), "failed", "of before", None, None, None),
+        (TRAINED_AT - timedelta(days=1), "landed", None, 1000, 999, 1),
+        (TRAINED_AT + timedelta(days=1), "failed", "visits lacks the columns zip", None, None, None),
+        (TRAINED_AT + timedelta(days=2), "landed", None, 100, 80, 20),
+    ]
+    for batch in batches:
+        connection.execute(
+            "insert into quality.source_metrics (schema_name, table_name, loaded_at, status, fault, rows, landed,"
+            " rejected) values ('raw', 'visits', ?, ?, ?, ?, ?, ?)",
+            list(batch),
+        )
+    found = causes(connection, where)
+    assert list(found) == ["data quality", "drift"]
+    assert found["data quality"] == (
+        "since the training (2024-05-01 06:30) 1 batches of raw.visits failed, the last one: visits lacks the columns"
+        " zip; 20 of 100 rows of raw.visits were rejected (20.0%, 0.1% before)"
+    )
+
+
+def test_a_changed_contract_is_told_by_column(connection: Connection, where: Paths) -> None:
+    scored(connection, *shuffled())
+    changed = tuple(
+        registry.Feature(name=column.name, data_type="double" if column.name == "days_away" else column.data_type,
+                         description="")
+        for column in SCORE.columns if column.name != "colour"
+    )  # fmt: skip
+    found = causes(connection, where, a_score(columns=changed))
+    assert found == {
+        "contract": "days_away is double, and was int32 when it was trained; colour is no feature of the score any more"
+    }
+
+
+def test_where_no_rule_applies_it_says_so(connection: Connection, where: Paths) -> None:
+    scored(connection, *shuffled())
+    drift_report(where)
+    assert list(causes(connection, where)) == ["none of these"]
+
+
+def test_a_champion_whose_card_is_damaged_is_judged_by_what_the_warehouse_knows(
+    connection: Connection, where: Paths
+) -> None:
+    scored(connection, *shuffled())
+    drift_report(where, *a_model().card.importance)
+    (where.models / "leaving" / "3" / "card.json").write_text("{}")
+    assert list(causes(connection, where)) == ["none of these"]
+
+
+# --- What people see of it
+
+
+def a_project(today: date) -> Project:
+    return Project(name="shop", today=today, sources=(), scores=(SCORE,))
+
+
+def test_the_asset_warns_of_a_broken_promise_and_links_to_its_report(where: Paths) -> None:
+    with a_warehouse(where) as connection:
+        scored(connection, *shuffled())
+    asset = performance_asset(SCORE, dg.AssetKey(["labels", "customer_left"]), a_project(MATURED), where)
+    done = dg.materialize([asset])
+    (check,) = done.get_asset_check_evaluations()
+    assert (check.check_name, check.passed, check.severity.value) == ("as_promised", False, "WARN")
+    assert check.description is not None and "Likely cause: none of these" in check.description
+    metadata = done.asset_materializations_for_node("reports__leaving_performance")[0].metadata
+    assert metadata["as-of dates measured now"].value == f"{DAY} (version 3)"
+    assert str(metadata["report"].value).endswith(f"/reports/leaving/{DAY}/performance.html")
+    again = dg.materialize([asset]).asset_materializations_for_node("reports__leaving_performance")[0].metadata
+    assert again["changed"].value is False
+
+
+def test_before_anything_has_matured_the_figures_say_when_it_will_and_there_is_no_page(
+    connection: Connection, where: Paths
+) -> None:
+    scored(connection, *some_outcomes(), day=LAST_HELD_OUT)
+    scored(connection, *some_outcomes())
+    connection.execute(f"delete from labels.customer_left where week = '{DAY}'")  # a model of matured rows alone
+    today = MATURED - timedelta(days=3)
+    assert measured(connection, where, today) == []
+    report = report_performance(connection, SCORE, today, where)
+    assert report["path"] is None and report["changed"]
+    found = read_performance(where.reports, "leaving")
+    assert found is not None
+    assert (found.verdict, found.next_matures_on, found.dates) == ("nothing matured yet", MATURED, [])
+    assert found.promised["roc_auc"] == pytest.approx(PROMISE.metrics["roc_auc"])
+    assert not report_performance(connection, SCORE, today, where)["changed"]
+
+
+def test_figures_that_can_be_measured_nowhere_are_null_in_the_file(connection: Connection, where: Paths) -> None:
+    a_version(connection, where, 6, metrics=PROMISE.metrics | {"roc_auc": math.nan}, intervals={})
+    scores, _ = some_outcomes()
+    scored(connection, scores, np.zeros(CUSTOMERS), version=6)
+    measured(connection, where)
+    report_performance(connection, SCORE, MATURED, where)
+    found = read_performance(where.reports, "leaving")
+    assert found is not None and found.promised["roc_auc"] is None
+    (auc, *_) = found.dates[-1].metrics
+    assert (auc.realised, auc.promised, auc.verdict) == (None, None, "not measurable")
+
+
+def test_the_version_that_served_is_that_of_the_log_of_promotions_where_there_is_one(connection: Connection) -> None:
+    scored(connection, *some_outcomes())
+    assert realised.served_versions(connection, SCORE) == {DAY: 3}
+    connection.execute("""
+        create table ml.promotions (score varchar, version integer, promoted_at timestamptz);
+        insert into ml.promotions values ('leaving', 2, now() - interval 1 day), ('leaving', 3, now() + interval 1 day)
+    """)
+    assert realised.served_versions(connection, SCORE) == {DAY: 2}
+    connection.execute("update ml.promotions set promoted_at = ?", [datetime.now(UTC) + timedelta(days=2)])
+    assert realised.served_versions(connection, SCORE) == {}
