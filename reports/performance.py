@@ -29,6 +29,7 @@ COLOURS = {
 INK, QUIET, LINE, ROOM, PROMISED, BAD, GOOD = COLOURS
 OF_VERDICT = {"worse": BAD, "better": GOOD}
 SIZE = (5.2, 2.5)  # inches
+PLACE = (0.11, 0.16, 0.88, 0.82)  # of the axes in it: left, bottom, width, height
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif",
@@ -119,8 +120,8 @@ def _drawn(dates: Sequence[RealisedDate], name: str, draw: Draw) -> Markup:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
-    picture: Any = Figure(figsize=SIZE, layout="constrained")
-    axes = picture.add_subplot()
+    picture: Any = Figure(figsize=SIZE)
+    axes = picture.add_axes(PLACE)  # a layout that is found, not told, takes twice the time
     draw(axes, dates)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=0)
