@@ -18,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models
 
-.PHONY: setup run backfill sets versions promote rollback rescore leaks test check serve ui bench days lock format clean help
+.PHONY: setup run backfill sets versions train promote rollback rescore leaks test check serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -47,6 +47,9 @@ sets: setup  ## what each model version was trained on, and whether that can be 
 # What is asked for reaches these by the environment: a reason may hold whatever signs a shell would read.
 versions: setup  ## every version: metrics, gate, who promoted it and why (make versions SCORE=…)
 	@$(BIN)/python -m orchestration.promoting list --score "$$SCORE"
+
+train: setup  ## trains a score now, whatever its retrain: says (make train SCORE=… REASON="…")
+	@$(BIN)/python -m orchestration.promoting train --score "$$SCORE" --reason "$$REASON"
 
 promote: setup  ## a version becomes champion whatever its gate said (make promote SCORE=… VERSION=… REASON="…")
 	@$(BIN)/python -m orchestration.promoting promote --score "$$SCORE" --version "$$VERSION" --reason "$$REASON"

@@ -1,14 +1,17 @@
 """What runs by itself: the job that brings everything up to date, and the one that looks for leaks, and when; and what
 a stream's messages start."""
 
+import hashlib
 from collections.abc import Sequence
 
 import dagster as dg
 
-from ml.declarations import Source
+from ml.declarations import Score, Source
 from orchestration.events import pending_events
 from orchestration.instance import in_process_executor
 from orchestration.project import Paths
+from orchestration.publishing import served_now
+from orchestration.retraining import told_by_reports, when_trained
 
 LOOK_SECONDS = 60  # between two looks at a stream: what is built of its messages takes about as long
 UNFINISHED = [
@@ -75,6 +78,35 @@ def stream_sensor(
             return dg.SkipReason("a run that this sensor has started is not done yet")
         state = _waiting(source, where)
         return dg.RunRequest(run_key=state) if state else dg.SkipReason("nothing waits")
+
+    return look
+
+
+def retraining_sensor(score: Score, guards: Sequence[dg.AssetChecksDefinition], where: Paths) -> dg.SensorDefinition:
+    """Trains a score as soon as a report says that it has drifted or broken its promise, if it declares that.
+
+    Off until it is switched on; without it the next run of everything does the same. Whether it may train yet, by its
+    cool-down and budget, is decided in the run. A report starts one run.
+    """
+    name = f"{score.name}_retraining"
+    first = dg.AssetSelection.keys(["training_sets", score.name])
+
+    @dg.sensor(
+        name=name,
+        target=first | first.downstream().materializable() - dg.AssetSelection.checks(*guards),
+        minimum_interval_seconds=LOOK_SECONDS,
+        description=f"Trains {score.name} {when_trained(score)}, when a report says so.",
+    )
+    def look(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        served = served_now(score, where)
+        if served is None:
+            return dg.SkipReason("nothing is served yet")
+        told = told_by_reports(score, served.model_version, where)
+        if not told:
+            return dg.SkipReason(f"version {served.model_version} has neither drifted nor broken its promise")
+        why = "; ".join(told)
+        key = hashlib.sha256(f"{served.generation} {why}".encode()).hexdigest()[:16]
+        return dg.RunRequest(run_key=key, tags={"scorehouse/trigger": why})
 
     return look
 

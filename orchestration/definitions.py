@@ -3,7 +3,7 @@
 import dagster as dg
 
 from ml.sources import REDELIVERED
-from orchestration.automation import daily, stream_sensor, weekly
+from orchestration.automation import daily, retraining_sensor, stream_sensor, weekly
 from orchestration.events import publish_contracts
 from orchestration.instance import in_process_executor
 from orchestration.leaks import right_in_time
@@ -57,6 +57,11 @@ def define(where: Paths) -> dg.Definitions:
             stream_sensor(source, keys[source.id], guards, where)
             for source in project.sources
             if source.scheme in REDELIVERED
+        ]
+        + [
+            retraining_sensor(score, guards, where)
+            for score in project.scores
+            if score.retrain and (score.retrain.drift or score.retrain.performance)
         ],
         resources={"dbt": dbt_resource(where)},
         executor=in_process_executor(where),

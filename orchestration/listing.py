@@ -11,7 +11,8 @@ from ml.metrics import METRICS
 from orchestration import versions, warehouse
 from orchestration.challenging import compare_versions
 from orchestration.project import Paths, ProjectError, load_project, paths
-from orchestration.promoting import score_named, served_now
+from orchestration.promoting import score_named
+from orchestration.publishing import served_now
 from orchestration.warehouse import Connection
 
 

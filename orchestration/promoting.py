@@ -1,4 +1,5 @@
-"""What people decide of versions: `make promote`, `make rollback`, `make rescore`; `make versions` lists them.
+"""What people decide of versions: `make train`, `make promote`, `make rollback`, `make rescore`; `make versions` lists
+them.
 
 Each decision is recorded first. Then what comes of it is made at once, in a run that the UI shows: predictions,
 generation, drift report. Where that is killed or stopped by a check, the next `make run` makes it.
@@ -16,12 +17,14 @@ from orchestration import versions, warehouse
 from orchestration.instance import alive, give_slots_back, open_instance, turn
 from orchestration.pinned import missing_columns
 from orchestration.project import Paths, ProjectError
+from orchestration.publishing import served_now
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 USAGE = {
+    "train": 'SCORE=… REASON="…"',
     "promote": 'SCORE=… VERSION=… REASON="…"',
     "rollback": 'SCORE=… REASON="…", and VERSION=… where it is not the champion before',
     "rescore": "SCORE=…",
@@ -119,18 +122,6 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers)) or "none"
 
 
-def served_now(score: Score, where: Paths) -> Any:
-    """The manifest of what is served; None if nothing is, or it is damaged, which the next run mends."""
-    from serving import store
-    from serving.generation import read_manifest
-
-    try:
-        current = store.current(where.generations, score.name)
-        return read_manifest(where.generations / score.name / current) if current else None
-    except store.CorruptGeneration:
-        return None
-
-
 def score_named(project: Project, name: str) -> Score:
     """The score of that name. Raises `NotPromoted`, with those that there are."""
     found = {score.name: score for score in project.scores}
@@ -142,7 +133,9 @@ def score_named(project: Project, name: str) -> Score:
 Decision = Callable[[Connection, Score], str]
 
 
-def _decide(where: Paths, console: "Console", log: Path, name: str, command: str, decision: Decision) -> int:
+def _decide(
+    where: Paths, console: "Console", log: Path, name: str, command: str, decision: Decision, asked: str = ""
+) -> int:
     """Records a decision on a score, and makes and publishes what comes of it; the exit code."""
     import dagster as dg
 
@@ -166,7 +159,11 @@ def _decide(where: Paths, console: "Console", log: Path, name: str, command: str
                 decided = decision(connection, score)
             say(f"{score.name}: {decided}")
             everything = define(where).resolve_job_def("everything")
-            made = (("predictions", name), ("generations", name), ("reports", f"{name}_drift"))
+            made = [("predictions", name), ("generations", name), ("reports", f"{name}_drift")]
+            config: dict[str, Any] = {}
+            if asked:
+                made += [("training_sets", name), ("models", name)]
+                config = {"ops": {f"models__{name}": {"config": {"asked": asked}}}}
             keys = {dg.AssetKey(key) for key in made}
             job = everything.get_subset(asset_selection=keys)
             instance = open_instance(where)
@@ -178,6 +175,7 @@ def _decide(where: Paths, console: "Console", log: Path, name: str, command: str
                     instance=instance,
                     run_id=run_id,
                     raise_on_error=False,
+                    run_config=config,
                     tags={"scorehouse/by": command, "scorehouse/decision": f"{score.name}: {decided}"},
                 )
             mirror(project, score, where, say)
@@ -210,8 +208,13 @@ def main() -> int:
         from orchestration.listing import list_versions
 
         return list_versions(name)
-    needs = {"promote": (name, asked.version, reason), "rollback": (name, reason), "rescore": (name,)}
-    if not all(needs[asked.command]):
+    needs = {
+        "train": (name, reason),
+        "promote": (name, asked.version, reason),
+        "rollback": (name, reason),
+        "rescore": (name,),
+    }
+    if not all(needs.get(asked.command, (name, reason))):
         return _usage(f"{command}: say {USAGE[asked.command]}")
     if asked.version and not (asked.version.isascii() and asked.version.isdigit()):
         return _usage(f"{command}: '{asked.version}' is no version; say {USAGE[asked.command]}")
@@ -220,7 +223,12 @@ def main() -> int:
     def work(where: Paths, console: "Console", log: Path) -> int:
         from orchestration.training import described, told_of
 
+        by = versions.user()
+        asked_for = f"asked for{f' by {by}' if by else ''}: {reason}" if asked.command == "train" else ""
+
         def decision(connection: Connection, score: Score) -> str:
+            if asked_for:
+                return f"a training is {asked_for}"
             if asked.command == "rescore":
                 return rescore(connection, score)
             if asked.command == "rollback":
@@ -230,7 +238,7 @@ def main() -> int:
             failed = [described(one) for one in versions.gate_of(connection, score, version) if not one.passed]
             return told_of(promoted) + (f"; against its gate: {'; '.join(failed)}" if failed else "")
 
-        return _decide(where, console, log, name, command, decision)
+        return _decide(where, console, log, name, command, decision, asked_for)
 
     return in_sight(work)
 

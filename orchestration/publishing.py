@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -22,6 +22,9 @@ from orchestration.scoring import feature_rows
 from orchestration.training import current_champion, engine, load_card, model_folder
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
+
+if TYPE_CHECKING:
+    from serving.store import Generation
 
 KEPT_GENERATIONS = 3
 
@@ -157,6 +160,18 @@ def _current(where: Paths, score: Score) -> str | None:
 
     try:
         return store.current(where.generations, score.name)
+    except store.CorruptGeneration:
+        return None
+
+
+def served_now(score: Score, where: Paths) -> "Generation | None":
+    """The manifest of what is served; None if nothing is, or it is damaged, which the next run mends."""
+    from serving import store
+    from serving.generation import read_manifest
+
+    try:
+        current = store.current(where.generations, score.name)
+        return read_manifest(where.generations / score.name / current) if current else None
     except store.CorruptGeneration:
         return None
 

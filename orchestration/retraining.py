@@ -7,18 +7,22 @@ from typing import Any
 import msgspec
 
 from ml.learning import BUDGET_DAYS
+from ml.realised import drifted_share
 from ml.registry import contract_of
 from ml.scores import Score
 from orchestration import versions, warehouse
 from orchestration.project import Paths, read_json
 from orchestration.warehouse import Connection
+from serving.performance import read_performance
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Whether a candidate is trained now: `trigger` is why, None if none is; `waits` is what it waits for then."""
+    """Whether a candidate is trained now: `trigger` is why, None if none is; `waits` is what it waits for then, with
+    something that asks for a training already if it `is_held_back`."""
 
     trigger: str | None = None
     waits: str = ""
+    is_held_back: bool = False
 
 
 def decide(
@@ -62,7 +66,9 @@ def decide(
     if not fired:
         return Decision(waits=f"{fresh:,} new labels since {last}; it is trained {when_trained(score)}")
     held_back = _held_back(connection, score, last, today)
-    return Decision(waits=f"{'; '.join(fired)}, but {held_back}") if held_back else Decision("; ".join(fired))
+    if held_back:
+        return Decision(waits=f"{'; '.join(fired)}, but {held_back}", is_held_back=True)
+    return Decision("; ".join(fired))
 
 
 def _new_labels(connection: Connection, score: Score, last: date, today: date) -> int:
@@ -83,28 +89,42 @@ def _fired(
     if declared.new_labels is not None:
         yield f"new labels: {fresh:,}, of {declared.new_labels:,} asked for" if fresh >= declared.new_labels else None
     champion = versions.champion(connection, score)
-    if declared.drift is not None and champion is not None:
-        yield drifted(score, champion["version"], where)
+    if champion is not None:
+        yield from told_by_reports(score, champion["version"], where)
 
 
-def drifted(score: Score, version: int, where: Paths) -> str | None:
-    """That features which carry the declared share of a version's importance have drifted, by its newest report."""
+def told_by_reports(score: Score, version: int, where: Paths) -> list[str]:
+    """Why a champion is to be trained anew by its newest reports, of drift and of realised performance, if they are
+    declared as triggers. Reads files alone, so that a sensor may ask while a run holds the warehouse."""
+    declared = score.retrain
+    found = []
+    if declared is not None and declared.drift is not None:
+        found.append(_drifted(score, version, declared.drift, where))
+    if declared is not None and declared.performance:
+        found.append(_broken(score, version, where))
+    return [why for why in found if why]
+
+
+def _drifted(score: Score, version: int, line: float, where: Paths) -> str | None:
+    """That features which carry this share of a version's importance have drifted, by its newest report."""
     from orchestration.training import load_card
 
-    assert score.retrain is not None and score.retrain.drift is not None
-    reports = sorted((where.reports / score.name).glob("*/drift.json"), reverse=True)
-    found = next((report for report in map(read_json, reports) if report.get("model_version") == version), None)
-    if found is None:
+    reports = sorted((where.reports / score.name).glob("????-??-??/drift.json"), reverse=True)
+    figures = next((one for one in map(read_json, reports) if one.get("model_version") == version), None)
+    drift = drifted_share(figures["metrics"], load_card(where, score, version).importance) if figures else None
+    if drift is None or drift[0] < line:
         return None
-    importance = load_card(where, score, version).importance
-    moved = {
-        name: share for name, share in importance.items() if found["metrics"].get(f"column.{name}.verdict") == "drifted"
-    }
-    carried = sum(moved.values()) / 100
-    if carried < score.retrain.drift:
+    share, names = drift
+    return f"drift: {share:.0%} of the importance of version {version} has drifted ({', '.join(names[:3])})"
+
+
+def _broken(score: Score, version: int, where: Paths) -> str | None:
+    """That a version is worse than promised, by its newest report."""
+    found = read_performance(where.reports, score.name)
+    if found is None or found.model_version != version or found.verdict != "worse":
         return None
-    names = ", ".join(list(moved)[:3])
-    return f"drift: {carried:.0%} of the importance of version {version} has drifted ({names})"
+    causes = ", ".join(cause.name for cause in found.causes)
+    return f"performance: {found.told}" + (f" (likely cause: {causes})" if causes else "")
 
 
 def _held_back(connection: Connection, score: Score, last: date, today: date) -> str | None:

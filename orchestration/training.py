@@ -256,11 +256,14 @@ def training_assets(
             decision = decide(connection, score, current, trained_by(score), whole, today, where, config.asked)
             if decision.trigger is not None:
                 context.instance.add_run_tags(context.run_id, {f"scorehouse/trained/{score.name}": decision.trigger})
-                context.log.info(f"trained: {decision.trigger}")
+                if version is not None:
+                    context.log.info(f"· models.{score.name}: trained: {decision.trigger}")
                 version = train_version(
                     connection, score, current["training_set"], where, context.log, decision.trigger
                 )
                 prune_training_sets(connection, score, where.training_sets)
+            elif config.asked or decision.is_held_back:
+                context.log.info(f"· models.{score.name}: not trained: {decision.waits}")
             assert version is not None, "a first training has a trigger"
             verdict = judge(connection, score, version, where)
             champion = versions.champion(connection, score)

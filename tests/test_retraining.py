@@ -57,7 +57,9 @@ def decided(
 def drift_report(where: Paths, *drifted: str, version: int = 1) -> None:
     folder = where.reports / "leaving" / "2024-05-06"
     folder.mkdir(parents=True)
-    verdicts = {f"column.{name}.verdict": "drifted" for name in drifted}
+    verdicts = {
+        f"column.{name}.verdict": "drifted" if name in drifted else "stable" for name in a_model().card.importance
+    }
     (folder / "drift.json").write_text(json.dumps({"model_version": version, "metrics": verdicts}))
 
 
@@ -109,7 +111,7 @@ def test_drift_of_another_version_starts_nothing(connection: Any, where: Paths) 
 def test_a_cool_down_holds_back_what_has_fired_and_says_until_when(connection: Any, where: Paths) -> None:
     cautious = Retrain(new_labels=1, cooldown_days=5.0)
     assert decided(connection, where, cautious, date(2024, 5, 10)) == Decision(
-        waits="new labels: 4, of 1 asked for, but it cools down until 2024-05-11"
+        waits="new labels: 4, of 1 asked for, but it cools down until 2024-05-11", is_held_back=True
     )
     assert decided(connection, where, cautious, date(2024, 5, 11)).trigger is not None
 
