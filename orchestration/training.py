@@ -20,6 +20,7 @@ from ml.gate import GateResult, check_gate, sliced_columns
 from ml.learning import Learning
 from ml.slices import Slice
 from orchestration import versions, warehouse
+from orchestration.carding import card_page, card_url, git_commit, tell_versions
 from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
 from orchestration.mirroring import mirror
@@ -113,9 +114,17 @@ def train_version(
     version = _next_version(connection, score, where)
     folder = model_folder(where.models, score, version)
     made = training.make_card(
-        candidate, score, version=version, training_set=training_set, trained_at=datetime.now(UTC), trigger=trigger
+        candidate,
+        score,
+        version=version,
+        training_set=training_set,
+        trained_at=datetime.now(UTC),
+        champion=champion_metrics,
+        champion_version=champion["version"] if champion else None,
+        commit=git_commit(where.project),
+        trigger=trigger,
     )
-    card = registry.save(folder, candidate.booster, made)
+    card = registry.save(folder, candidate.booster, training.evaluated(candidate, made))
     versions.record_version(
         connection, card, trained_by(score), champion_metrics, champion["version"] if champion else None
     )
@@ -269,27 +278,23 @@ def training_assets(
             champion = versions.champion(connection, score)
             undone = versions.taken_back(connection, score, version["version"])
             tell_features(connection, project, score, where)
+            tell_versions(connection, score, where)
         mirror(project, score, where, context.log.info)
-        metrics, baseline = json.loads(version["metrics"]), json.loads(version["baseline_metrics"])
+        metrics = json.loads(version["metrics"])
         passed = all(result.passed for result in verdict)
-        table = dg.MetadataValue.md(
-            "\n".join(
-                [f"| metric | version {version['version']} | baseline: {version['baseline']} |", "|---|---|---|"]
-                + [f"| {metric} | {value:.4f} | {baseline[metric]:.4f} |" for metric, value in metrics.items()]
-            )
-        )
         yield dg.MaterializeResult(
             metadata={
                 "dagster/row_count": version["train_rows"],
                 "version": version["version"],
                 "champion": champion["version"] if champion else "none",
                 **({"taken back": told_of(undone)} if undone else {}),
-                "metrics on held-out dates": table,
+                "metrics on held-out dates": dg.MetadataValue.md(_table(load_card(where, score, version["version"]))),
                 "trained on": f"{version['train_from']} to {version['train_to']}",
                 "held out": f"{version['holdout_from']} to {version['holdout_to']}",
                 "trees": version["trees"],
                 "contract of its features": version["contract"],
-                "card": dg.MetadataValue.path(str(model_folder(where.models, score, version["version"]) / "card.json")),
+                "card": dg.MetadataValue.url(card_url(score, version["version"])),
+                "card as a file": dg.MetadataValue.path(str(card_page(where, score, version["version"]))),
                 "trained": decision.trigger or f"no: {decision.waits}",
                 "changed": decision.trigger is not None,
                 **{f"metric/{metric}": value for metric, value in metrics.items()},
@@ -316,6 +321,21 @@ def told_of(promotion: Mapping[str, Any]) -> str:
     at = promotion["promoted_at"].astimezone(UTC)
     how = "by the gate" if promotion["how"] == "gate" else f"by {promotion['how']}"
     return f"version {promotion['version']} {how}{instead}, {at:%Y-%m-%d %H:%M}{by}: {promotion['reason']}"
+
+
+def _table(card: "Card") -> str:
+    """The metrics of a version in Markdown, with their intervals, beside naive forecast and champion."""
+    from reports.model_card import measure, metric_lines
+
+    champion = f"version {card.champion_version}, champion then" if card.champion_version else "champion: none"
+    rows = [
+        f"| {line.name} | {measure(line.value)}"
+        f" | {' to '.join(map(measure, line.interval)) if line.interval else '–'}"
+        f" | {measure(line.baseline)} | {measure(line.champion)} |"
+        for line in metric_lines(card)
+    ]
+    head = f"| metric | version {card.version} | 95 % interval | baseline: {card.baseline_name} | {champion} |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
 def described(result: GateResult) -> str:

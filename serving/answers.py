@@ -121,6 +121,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: Annotated[str, Meta(description="What is wrong, and what is possible.")]
     known_scores: Annotated[list[str] | None, Meta(description="Where a score or a customer is not known.")] = None
     known_sources: Annotated[list[str] | None, Meta(description="Where a source of events is not known.")] = None
+    known_versions: Annotated[list[int] | None, Meta(description="Where a version of a score is not known.")] = None
     errors: Annotated[list[EventFault] | None, Meta(description="Where events are wrong: the first faults.")] = None
 
 

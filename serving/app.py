@@ -42,6 +42,7 @@ from serving.lookups import (
 )
 from serving.pages import pages
 from serving.performance import performance_handler
+from serving.versions import versions_handlers
 
 log = logging.getLogger("serving")
 
@@ -146,7 +147,13 @@ def create_app(
                 pushed.close()
 
     app = Litestar(
-        route_handlers=[*api(catalogue, reports), push_handler(pushed), openapi_document, *pages(catalogue, reports)],
+        route_handlers=[
+            *api(catalogue, reports),
+            *versions_handlers(catalogue, reports),
+            push_handler(pushed),
+            openapi_document,
+            *pages(catalogue, reports),
+        ],
         lifespan=[lifespan],
         exception_handlers={HTTPException: _http_problem, Exception: _internal_problem},
         logging_config=None,
@@ -159,6 +166,7 @@ def create_app(
             components=Components(security_schemes=dict(SECURITY)),
             tags=[
                 Tag(name="scores", description="What is served"),
+                Tag(name="models", description="The versions behind the scores, with their model cards"),
                 Tag(name="events", description="What applications tell"),
                 Tag(name="health", description="How the server is"),
             ],
@@ -222,6 +230,7 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
             detail=detail,
             known_scores=extra.get("known_scores"),
             known_sources=extra.get("known_sources"),
+            known_versions=extra.get("known_versions"),
             errors=extra.get("errors"),
         ),
         headers,

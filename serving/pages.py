@@ -1,4 +1,4 @@
-"""The pages for people: scores, each with a customer's lookup, features, sources, reports. No scripts."""
+"""The pages for people: scores, each with a customer's lookup, model cards, features, sources, reports. No scripts."""
 
 import asyncio
 import base64
@@ -15,18 +15,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from litestar import MediaType, Request, Response, Router, get
 from litestar.exceptions import NotFoundException
 from litestar.params import Parameter
-from litestar.response.base import ASGIResponse
 from markupsafe import Markup
 
 from serving.catalogue import Catalogue, Served
 from serving.feature_catalogue import feature_views, read_features
 from serving.generation import CustomerScore
+from serving.model_cards import PAGE, all_versions, card_file, read_versions
 from serving.performance import performance_view, read_performance
 from serving.sources import read_sources, source_view
 from serving.views import FILTERS, band_places, find_reports, reason_bars, report_file, scale, score_view
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 4  # customers that a score's page offers to look up
+LISTED_VERSIONS = 8  # on a score's page, the newest
 
 _style = " ".join((TEMPLATES / "style.css").read_text().split())
 _style_hash = base64.b64encode(hashlib.sha256(_style.encode()).digest()).decode()
@@ -40,6 +41,12 @@ REPORT_HEADERS = _SAFE | {
     "Content-Security-Policy": "sandbox allow-scripts allow-downloads; default-src 'none'; "
     "script-src 'unsafe-inline' 'unsafe-eval' data: blob:; style-src 'unsafe-inline' data:; img-src data: blob:; "
     "font-src data:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+
+# A model card brings its own style, and no script.
+CARD_HEADERS = _SAFE | {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
 }
 
 _templates = Environment(
@@ -81,7 +88,8 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
         customer_id: Annotated[str | None, Parameter(query="customer_id")] = None,
     ) -> Response[str]:
         found = await asyncio.to_thread(find_reports, reports)
-        told = await asyncio.to_thread(read_performance, reports, score) if score in catalogue.scores else None
+        told = await asyncio.to_thread(read_versions, reports, score)
+        performance = await asyncio.to_thread(read_performance, reports, score) if score in catalogue.scores else None
         served = catalogue.scores.get(score)  # read only after the last await: from here on nothing replaces the store
         if served is None:
             known = ", ".join(catalogue.scores) or "none yet"
@@ -108,14 +116,17 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
             curl_id=quote(customer.customer_id, safe=",") if customer else None,
             base_url=str(request.base_url).rstrip("/"),
             reports=[report for report in found if report.score == score][:5],
-            performance=performance_view(told) if told else None,
+            versions=told.versions if told else [],
+            listed=LISTED_VERSIONS,
+            performance=performance_view(performance) if performance else None,
         )
 
     @get("/reports")
     async def report_index() -> Response[str]:
         titles = {name: served.generation.title for name, served in catalogue.scores.items()}
         found = await asyncio.to_thread(find_reports, reports)
-        return _render("reports.html", here="reports", reports=found, titles=titles)
+        told = await asyncio.to_thread(all_versions, reports)
+        return _render("reports.html", here="reports", reports=found, titles=titles, told=told)
 
     @get("/features")
     async def features() -> Response[str]:
@@ -130,15 +141,24 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
         return _render("sources.html", here="sources", views=views, written_at=found.written_at if found else None)
 
     @get("/reports/{score:str}/{as_of_date:str}/{name:str}")
-    async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> ASGIResponse:
+    async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> Response[bytes]:
         path = (reports or Path()) / score / as_of_date / name
         if reports is None or report_file(path, score, as_of_date, name) is None:
             raise NotFoundException(detail="There is no such report. See /reports.")
-        content, gzipped = await asyncio.to_thread(_read_report, path, path.stat().st_mtime_ns)
-        headers = REPORT_HEADERS | {"Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
-        if "gzip" in request.headers.get("accept-encoding", ""):
-            content, headers = gzipped, headers | {"Content-Encoding": "gzip"}
-        return ASGIResponse(body=content, media_type=MediaType.HTML, headers=headers)
+        return await _file(request, path, REPORT_HEADERS)
+
+    @get("/models/{score:str}/{version:str}")
+    async def model_card(request: Request[Any, Any, Any], score: str, version: str) -> Response[Any]:
+        number = int(version) if version.isascii() and version.isdigit() else 0
+        path = await asyncio.to_thread(card_file, reports, score, number, PAGE)
+        if path is not None:
+            return await _file(request, path, CARD_HEADERS)
+        told = await asyncio.to_thread(read_versions, reports, score)
+        known = ", ".join(str(line.version) for line in told.versions) if told else "none yet"
+        detail = f"Score '{score[:100]}' has no version '{version[:100]}'. Known versions: {known}."
+        missing = _render("not_found.html", 404, here="", detail=detail)
+        missing.headers.update(PAGE_HEADERS)
+        return missing
 
     return [
         Router(
@@ -148,7 +168,17 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
             response_headers=PAGE_HEADERS,
         ),
         Router("/", route_handlers=[report], include_in_schema=False),
+        Router("/", route_handlers=[model_card], include_in_schema=False),
     ]
+
+
+async def _file(request: Request[Any, Any, Any], path: Path, headers: dict[str, str]) -> Response[bytes]:
+    """A page that the pipeline has written, gzipped for who takes it so."""
+    content, gzipped = await asyncio.to_thread(_read_report, path, path.stat().st_mtime_ns)
+    headers = headers | {"Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        content, headers = gzipped, headers | {"Content-Encoding": "gzip"}
+    return Response(content, media_type=MediaType.HTML, headers=headers)
 
 
 def _examples(served: Served) -> list[CustomerScore]:

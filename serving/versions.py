@@ -1,0 +1,65 @@
+"""GET /scores/{score}/versions: the versions of a score, and the model card of each, whatever its gate said."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+from litestar import MediaType, Response, get
+from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import ResponseSpec
+from litestar.params import Parameter
+
+from serving.catalogue import Catalogue
+from serving.lookups import ScoreName, problem_spec, short
+from serving.model_cards import DATA, VersionCard, Versions, all_versions, card_file, read_versions
+
+Version = Annotated[int, Parameter(description="A version, as GET /scores/{score}/versions lists it.")]
+
+
+def versions_handlers(catalogue: Catalogue, reports: Path | None) -> list[HTTPRouteHandler]:
+    """The handlers of versions over a folder of reports. A score may have versions before any of it is served."""
+
+    def versions_of(score: str) -> Versions:
+        found = read_versions(reports, score)
+        if found is not None:
+            return found
+        if score in catalogue.scores:
+            raise NotFoundException(
+                detail=f"Score '{score}' has no model cards yet; the next run of the pipeline writes them."
+            )
+        known = sorted({*catalogue.scores, *(versions.score for versions in all_versions(reports))})
+        detail = f"Unknown score '{short(score)}'. Known scores: {', '.join(known) or 'none yet'}."
+        raise NotFoundException(detail=detail, extra={"known_scores": known})
+
+    @get(
+        "/scores/{score:str}/versions",
+        tags=["models"],
+        summary="The versions of a score",
+        responses={404: problem_spec("The score is not known, or has no version yet.")},
+    )
+    async def list_versions(score: ScoreName) -> Versions:
+        return await asyncio.to_thread(versions_of, score)
+
+    @get(
+        "/scores/{score:str}/versions/{version:int}",
+        tags=["models"],
+        summary="The model card of a version",
+        responses={
+            200: ResponseSpec(VersionCard, generate_examples=False, description="The model card."),
+            404: problem_spec("The score or the version is not known; `known_versions` lists those that are."),
+        },
+    )
+    async def one_version(score: ScoreName, version: Version) -> Response[bytes]:
+        def read() -> bytes:
+            file = card_file(reports, score, version, DATA)
+            if file is None:
+                known = [line.version for line in versions_of(score).versions]
+                listed = ", ".join(map(str, known))
+                detail = f"Score '{score}' has no version {version}. Known versions: {listed or 'none yet'}."
+                raise NotFoundException(detail=detail, extra={"known_versions": known})
+            return file.read_bytes()
+
+        return Response(await asyncio.to_thread(read), media_type=MediaType.JSON)
+
+    return [list_versions, one_version]
