@@ -23,6 +23,7 @@ VARIABLES = {INK: "--ink", QUIET: "--quiet", LINE: "--line", GROUND: "--card"} |
 LOW, HIGH, NEITHER = "#3f86bd", "#d9742b", "#8b9598"  # of values; seen on light ground and on dark
 WIDTH = 5.0  # inches, of 72 units of the page: narrow, so that text stays readable on a phone
 DOTS_PER_INCH = 170
+LONGEST_NAME = 46  # letters that have room
 SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "text.parse_math": False,  # a dollar sign is one
@@ -125,7 +126,8 @@ def moves_picture(moves: Sequence[Moves], unit: str) -> str:
             for part, colour in ((~known, NEITHER), (known, colours(values[known]))):
                 axes.scatter(added[part], y[part], s=10, c=colour, linewidths=0, alpha=0.8, rasterized=True)
             box = {"facecolor": GROUND, "edgecolor": "none", "pad": 1}
-            axes.text(0, row - 0.3, one.feature, transform=beside, va="center", size=11, bbox=box)
+            name = axes.text(0, row - 0.3, _short(one.feature), transform=beside, va="center", size=11, bbox=box)
+            name.set_in_layout(False)  # a long name narrows nothing
         axes.set_ylim(len(moves) - 0.4, -0.55)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
@@ -152,7 +154,11 @@ def _most(series: Mapping[str, tuple[Any, ...]], weight: Mapping[str, float]) ->
 
 
 def _label(name: str, kind: Kind) -> str:
-    return name if kind == "category" else "the score"
+    return _short(name) if kind == "category" else "the score"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _percent(value: float, _: Any) -> str:
