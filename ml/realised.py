@@ -5,7 +5,6 @@ metrics, and judged by the interval of the difference of the two.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,15 +13,13 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from ml.intervals import NORMAL_95, standard_errors
 from ml.metrics import CALIBRATION_BINS, HIGHER_IS_BETTER, METRICS, Kind, evaluate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Verdict = Literal["as promised", "worse", "better", "not measurable"]
-Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
-RESAMPLES = 100
-RESAMPLED = 20_000  # rows of a resample at most; the error of more follows from it
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,50 +103,32 @@ def realised_metrics(
     `label` and `score` are as in `evaluate`, which raises `ValueError` for rows that can't be measured.
     """
     measured = evaluate(kind, label, score)
-    errors = standard_errors(kind, label, score, seed)
+    errors = standard_errors(kind, label, score, np.arange(len(label)), seed)
     chosen = score.max(axis=1) if kind == "category" else score
     spread = float((chosen * (1 - chosen)).mean()) if kind != "amount" else 0.0
     return [
-        _compared(name, measured[name], errors[name], len(label), spread, promise)
+        _compared(name, measured[name], errors.get(name, math.nan), len(label), spread, promise)
         for name in METRICS[kind]
         if name in promise.metrics
     ]
-
-
-def standard_errors(kind: Kind, label: "NDArray[Any]", score: "NDArray[Any]", seed: int) -> dict[str, float]:
-    """Metric -> its standard error by bootstrap over rows, NaN where hardly a resample has the metric.
-
-    Of more than 20,000 rows as many are drawn each time, and the error is scaled by sqrt(m/n): Bickel, Götze and van
-    Zwet, "Resampling fewer than n observations", 1997.
-    """
-    random, rows = np.random.default_rng(seed), len(label)
-    drawn = min(rows, RESAMPLED)
-    found = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of resamples with one outcome alone, and of metrics that none of them has
-        for _ in range(RESAMPLES):
-            chosen = random.integers(0, rows, drawn)
-            found.append(list(evaluate(kind, label[chosen], score[chosen]).values()))
-        errors = np.nanstd(np.array(found), axis=0, ddof=1) * math.sqrt(drawn / rows)
-    return dict(zip(METRICS[kind], map(float, errors), strict=True))
 
 
 def _compared(name: str, realised: float, error: float, rows: int, spread: float, promise: Promise) -> RealisedMetric:
     """A metric beside its promise. The difference of two measurements has the error sqrt(a² + b²); the customers of
     both are partly the same, which makes it rather smaller, so that an alarm is the surer."""
     promised, interval = promise.metrics[name], promise.intervals.get(name)
-    own = (realised - Z * error, realised + Z * error) if math.isfinite(error) else (None, None)
+    own = (realised - NORMAL_95 * error, realised + NORMAL_95 * error) if math.isfinite(error) else (None, None)
     bounds: tuple[float | None, float | None] = (None, None)
     verdict: Verdict = "not measurable"
     if math.isfinite(realised) and math.isfinite(promised) and math.isfinite(error):
         if interval is not None:  # at the edge of what is possible an interval is cut off on one side
-            of_promise = max(promised - interval[0], interval[1] - promised) / Z
+            of_promise = max(promised - interval[0], interval[1] - promised) / NORMAL_95
         else:  # a version of before intervals were kept
             of_promise = error * math.sqrt(rows / promise.rows)
         expected = promised
         if name == "calibration_error":
             expected = _calibration_error_of(promised, promise.rows, rows, spread)
-        room = Z * math.hypot(error, of_promise)
+        room = NORMAL_95 * math.hypot(error, of_promise)
         bounds = (expected - room, expected + room)
         verdict = _verdict(name, realised, promised, expected - room, expected + room)
     return RealisedMetric(

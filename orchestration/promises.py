@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from ml.declarations import Score
+from ml.intervals import NORMAL_95
 from ml.metrics import METRICS
-from ml.realised import Cause, RealisedDate, Z, drifted_share, overall
+from ml.realised import Cause, RealisedDate, drifted_share, overall
 from orchestration import warehouse
 from orchestration.project import Paths, load_manifest, read_json
 from orchestration.realised import card_of, outcomes_of, realised_dates
@@ -202,7 +203,7 @@ def _base_rate(
         (was, was_spread, was_rows), (is_now, spread, rows) = (side.get(name, (0.0, 0.0, 1)) for side in (before, now))
         error = math.sqrt(was_spread**2 / was_rows + spread**2 / rows)
         distance = abs(is_now - was)
-        if distance > Z * error and distance >= LEAST_MOVED * abs(was):
+        if distance > NORMAL_95 * error and distance >= LEAST_MOVED * abs(was):
             told.append((distance / error if error else math.inf, name, was, is_now))
     if not told:
         return None

@@ -1,6 +1,5 @@
 """Promised and realised: one page that draws each metric date by date beside what was promised of it. No scripts."""
 
-import io
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -12,34 +11,15 @@ from markupsafe import Markup
 
 from ml.metrics import METRICS
 from ml.realised import Performance, RealisedDate, RealisedMetric
+from reports.pictures import INK, QUIET, SERIES, as_svg
 
 Draw = Callable[[Any, Sequence[RealisedDate]], None]  # on axes of matplotlib
+Lines = dict[str, Callable[[RealisedDate], float | None]]
 
-# Colours as matplotlib knows them, each in the picture's text only here, and what the page's style calls them: so that
-# one picture is right by day and by night.
-COLOURS = {
-    "#010203": "var(--ink)",
-    "#010204": "var(--quiet)",
-    "#010205": "var(--line)",
-    "#010206": "var(--room)",
-    "#010207": "var(--promised)",
-    "#010208": "var(--bad)",
-    "#010209": "var(--good)",
-}
-INK, QUIET, LINE, ROOM, PROMISED, BAD, GOOD = COLOURS
-OF_VERDICT = {"worse": BAD, "better": GOOD}
-SIZE = (5.2, 2.5)  # inches
-PLACE = (0.11, 0.16, 0.88, 0.82)  # of the axes in it: left, bottom, width, height
-SETTINGS: Any = {
-    "svg.fonttype": "none",  # text stays text
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": QUIET,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "text.color": INK,
-}
+# Of the page's style: what is promised, the room that chance leaves, and what is worse or better than either.
+PROMISED, WORSE, BETTER, ROOM = SERIES[:4]
+OF_VERDICT = {"worse": WORSE, "better": BETTER}
+HEIGHT = 2.6  # inches
 
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,65 +69,44 @@ def figure(number: float | None) -> str:
 
 
 def _pictures(performance: Performance) -> list[Picture]:
-    import matplotlib
-
-    with matplotlib.rc_context(SETTINGS):
-        found = [
-            Picture(name=name, told=told, svg=_drawn(performance.dates, name, _metric(name)))
-            for name, told in METRICS[performance.kind].items()
-        ]
-        lines: dict[str, Callable[[RealisedDate], float | None]] = {"mean score": lambda one: one.mean_score}
-        if performance.kind != "category":
-            lines = {"mean label": lambda one: one.label_rate, **lines}
-        told = "What was said and what came true, in the mean of the customers."
-        found.append(
-            Picture(
-                name="mean score and label" if len(lines) > 1 else "mean score of the likeliest class",
-                told=told,
-                svg=_drawn(performance.dates, "level", _lines(lines)),
-            )
-        )
-        if any(one.drifted is not None for one in performance.dates):
-            share = _lines({"share of the importance": lambda one: one.drifted})
-            told = "The share of the importance that features have which had drifted from the training set."
-            found.append(Picture(name="drift", told=told, svg=_drawn(performance.dates, "drift", share)))
+    found = [
+        Picture(name=name, told=told, svg=_drawn(performance.dates, name, _metric(name)))
+        for name, told in METRICS[performance.kind].items()
+    ]
+    said: Lines = {"mean score": lambda one: one.mean_score}
+    came: Lines = {"mean label": lambda one: one.label_rate}
+    lines, name = (said, "mean score of the likeliest class") if performance.kind == "category" else (
+        came | said, "mean score and label"
+    )  # fmt: skip
+    told = "What was said and what came true, in the mean of the customers."
+    found.append(Picture(name=name, told=told, svg=_drawn(performance.dates, name, _lines(lines))))
+    if any(one.drifted is not None for one in performance.dates):
+        share = _lines({"share of the importance": lambda one: one.drifted})
+        told = "The share of the importance that features have which had drifted from the training set."
+        found.append(Picture(name="drift", told=told, svg=_drawn(performance.dates, "drift", share)))
     return found
 
 
 def _drawn(dates: Sequence[RealisedDate], name: str, draw: Draw) -> Markup:
     """A picture over the dates, with a mark where another version began to serve."""
-    import matplotlib
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.figure import Figure
 
-    picture: Any = Figure(figsize=SIZE)
-    axes = picture.add_axes(PLACE)  # a layout that is found, not told, takes twice the time
-    draw(axes, dates)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.grid(axis="y", color=LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    step = _step(dates)
-    axes.set_xlim(dates[0].as_of_date - step, dates[-1].as_of_date + step)
-    locator: Any = AutoDateLocator(minticks=2, maxticks=6)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    for day, version in _changes(dates):
-        axes.axvline(day - step / 2, color=QUIET, linewidth=0.7, linestyle=":")
-        axes.annotate(f" v{version}", (day - step / 2, 1), xycoords=("data", "axes fraction"), va="top",
-                      color=QUIET, fontsize=8)  # fmt: skip
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        return _svg(picture)
+    def draw_all(axes: Any) -> None:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
+        draw(axes, dates)
+        axes.tick_params(length=0, labelsize=10)
+        axes.grid(axis="y", linewidth=0.6)
+        step = _step(dates)
+        axes.set_xlim(dates[0].as_of_date - step, dates[-1].as_of_date + step)
+        locator: Any = AutoDateLocator(minticks=2, maxticks=6)  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        for day, version in _changes(dates):
+            top, coordinates = (day - step / 2, 1), ("data", "axes fraction")
+            axes.axvline(top[0], color=QUIET, linewidth=0.7, linestyle=":")
+            axes.annotate(f" v{version}", top, xycoords=coordinates, va="top", color=QUIET, fontsize=10)
 
-def _svg(picture: Any) -> Markup:
-    text = io.StringIO()
-    picture.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for colour, called in COLOURS.items():
-        svg = svg.replace(colour, called)
-    return Markup(svg)
+    return Markup(as_svg(name, HEIGHT, draw_all, f"{name} on each as-of date"))
 
 
 def _changes(dates: Sequence[RealisedDate]) -> list[tuple[date, int]]:
@@ -202,9 +161,7 @@ def _step(dates: Sequence[RealisedDate]) -> timedelta:
     return min((later - earlier for earlier, later in zip(days, days[1:], strict=False)), default=timedelta(days=7))
 
 
-def _lines(
-    lines: "dict[str, Callable[[RealisedDate], float | None]]",
-) -> Draw:
+def _lines(lines: Lines) -> Draw:
     """A line for each of these figures, of the versions that served."""
 
     def draw(axes: Any, dates: Sequence[RealisedDate]) -> None:
@@ -215,7 +172,7 @@ def _lines(
             axes.plot(days, [value for _, value in found], color=colour, marker="o", markersize=3, linewidth=1.2,
                       label=name)  # fmt: skip
         if len(lines) > 1:
-            axes.legend(loc="best", frameon=False, fontsize=8)
+            axes.legend(loc="best", fontsize=10)
         else:  # a share
             axes.set_ylim(0, 1)
 

@@ -71,7 +71,7 @@ def calibration_picture(kind: Kind, evaluation: Evaluation) -> str:
             axes.legend(loc="upper left")
 
     drawn = _most(evaluation.bins, {name: sum(one.observed for one in bins) for name, bins in evaluation.bins.items()})
-    return _svg("calibration", 3.5, draw, "Forecast against what came, in ten bins of equal count") if drawn else ""
+    return as_svg("calibration", 3.5, draw, "Forecast against what came, in ten bins of equal count") if drawn else ""
 
 
 def gains_picture(kind: Kind, evaluation: Evaluation) -> str:
@@ -102,7 +102,7 @@ def gains_picture(kind: Kind, evaluation: Evaluation) -> str:
             axes.legend(loc="lower right")
 
     drawn = _most(evaluation.gains, {name: -place for place, name in enumerate(evaluation.gains)})
-    return _svg("gains", 3.5, draw, "Share of the outcomes that the highest scores hold") if drawn else ""
+    return as_svg("gains", 3.5, draw, "Share of the outcomes that the highest scores hold") if drawn else ""
 
 
 def moves_picture(moves: Sequence[Moves], unit: str) -> str:
@@ -134,7 +134,7 @@ def moves_picture(moves: Sequence[Moves], unit: str) -> str:
         axes.set_xlabel(f"moves the score, {unit}" if unit else "moves the score")
 
     height = 0.7 + 0.48 * len(moves)
-    return _svg("moves", height, draw, "What each feature added to the score of each drawn row") if moves else ""
+    return as_svg("moves", height, draw, "What each feature added to the score of each drawn row") if moves else ""
 
 
 def _by_chance(bins: Sequence[Bin]) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
@@ -184,7 +184,7 @@ def _spread(values: "NDArray[np.float64]") -> "NDArray[np.float64]":
     return np.asarray(places / max(6, np.abs(places).max()), dtype=np.float64)
 
 
-def _svg(name: str, height: float, draw: Any, told: str) -> str:
+def as_svg(name: str, height: float, draw: Any, told: str) -> str:
     """What `draw` puts on axes, `height` inches high, as an SVG element; the same bytes each time.
 
     `name` keeps its ids apart from those of the page's other pictures, `told` is for those who can't see it.

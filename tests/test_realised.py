@@ -16,8 +16,9 @@ import pytest
 
 from ml import registry
 from ml.declarations import Project, Score
+from ml.intervals import intervals
 from ml.metrics import METRICS, Kind, evaluate
-from ml.realised import Promise, RealisedMetric, realised_metrics, standard_errors
+from ml.realised import Promise, RealisedMetric, realised_metrics
 from orchestration import promises, realised, versions
 from orchestration.figures import create_tables
 from orchestration.performance import performance_asset, report_performance
@@ -47,9 +48,8 @@ def some_outcomes(seed: int = 1, rows: int = CUSTOMERS) -> tuple[Any, Any]:
 def a_promise(kind: Kind = "probability") -> Promise:
     scores, labels = some_outcomes(0, 4 * CUSTOMERS)
     metrics = evaluate(kind, labels, scores)
-    errors = standard_errors(kind, labels, scores, 0)
-    intervals = {name: (value - 1.96 * errors[name], value + 1.96 * errors[name]) for name, value in metrics.items()}
-    return Promise(metrics=metrics, intervals=intervals, rows=4 * CUSTOMERS)
+    found = intervals(kind, labels, scores, np.arange(len(labels)), metrics)
+    return Promise(metrics=metrics, intervals=found, rows=4 * CUSTOMERS)
 
 
 PROMISE = a_promise()
@@ -114,21 +114,12 @@ def test_without_a_kept_interval_the_promise_has_the_error_of_as_many_rows() -> 
     assert without.low == pytest.approx(with_interval.low, abs=0.005)
 
 
-def test_errors_of_more_rows_than_are_drawn_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, labels = some_outcomes(rows=4000)
-    all_drawn = standard_errors("probability", labels, scores, 0)
-    monkeypatch.setattr("ml.realised.RESAMPLED", 1000)
-    some_drawn = standard_errors("probability", labels, scores, 0)
-    for name in ("roc_auc", "log_loss", "brier"):
-        assert some_drawn[name] == pytest.approx(all_drawn[name], rel=0.35)
-
-
 # --- The measuring
 
 
 @pytest.fixture(autouse=True)
 def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml.realised.RESAMPLES", 25)
+    monkeypatch.setattr("ml.intervals.RESAMPLES", 25)
 
 
 @pytest.fixture
