@@ -1,7 +1,7 @@
 """Training on time-ordered rows: hold out the newest as-of dates, learn what had matured before them, measure once."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,12 @@ from ml import fitting
 from ml.baseline import naive_forecast
 from ml.calibration import Calibration, learn_calibration
 from ml.encoding import Encoder, encode, learn_encoder
-from ml.evaluation import evaluate_holdout
 from ml.fitting import Progress, Sample, Tell, fit, parameters, search
-from ml.intervals import entity_numbers, intervals
 from ml.labels import LEAST_ROWS, MATURES_ON, TooFewRows, TrainingError, checked, classes_of, label_numbers
 from ml.learning import Learning
 from ml.metrics import METRICS, Kind, evaluate
 from ml.prediction import outcomes, raw_scores, score_rows
-from ml.registry import Card, Model
+from ml.registry import Model
 from ml.scores import Score
 from ml.slices import Slice, sliced
 
@@ -184,68 +182,6 @@ def label_rates(classes: Sequence[str], **parts: "NDArray[np.float64]") -> dict[
     }
 
 
-def make_card(
-    candidate: Candidate,
-    score: Score,
-    *,
-    version: int,
-    training_set: str,
-    trained_at: datetime,
-    champion: Mapping[str, float] | None = None,
-    champion_version: int | None = None,
-    commit: str | None = None,
-    trigger: str = "",
-) -> Card:
-    """The card of a candidate that becomes a version, yet unsigned; `training_set` is the checksum of its rows.
-
-    `champion` are the metrics of the champion on the same held-out rows, `commit` the git commit of the project,
-    `trigger` what started the training.
-    """
-    return Card(
-        score=score.name,
-        version=version,
-        kind=candidate.kind,
-        entity=score.entity,
-        as_of=score.as_of,
-        features=score.columns,
-        encoder=candidate.encoder,
-        lowest=candidate.lowest,
-        metrics=candidate.metrics,
-        baseline=candidate.baseline,
-        baseline_name=candidate.baseline_name,
-        importance=candidate.importance,
-        dates=candidate.dates,
-        rows=candidate.rows,
-        params=candidate.params,
-        trees=candidate.trees,
-        training_set=training_set,
-        libraries=_libraries(),
-        trained_at=trained_at,
-        classes=candidate.classes,
-        calibration=candidate.calibration,
-        learning=candidate.learning,
-        search=candidate.search,
-        rates=candidate.rates,
-        champion=dict(champion or {}),
-        champion_version=champion_version,
-        commit=commit,
-        trigger=trigger,
-    )
-
-
-def evaluated(candidate: Candidate, card: Card) -> Card:
-    """The candidate's card with what its held-out rows show: intervals, curves, slices and what moves the score."""
-    holdout, model = candidate.holdout, Model(candidate.booster, card)
-    label = label_numbers(holdout, card.kind, card.classes)
-    days = pc.days_between(*(holdout.column(name).cast(pa.date32()) for name in (card.as_of, MATURES_ON)))
-    return msgspec.structs.replace(
-        card,
-        intervals=intervals(card.kind, label, candidate.scores, entity_numbers(holdout, card.entity), card.metrics),
-        evaluation=evaluate_holdout(model, holdout, label),
-        matures_in_days=(pc.min(days).as_py(), pc.max(days).as_py()),
-    )
-
-
 def held_out_dates(dates: int) -> int:
     """How many of so many as-of dates are held out: 4, or a quarter where there are fewer than 16, 1 at least."""
     return max(1, min(MOST_HELD_OUT, dates // SHARE_HELD_OUT))
@@ -344,11 +280,3 @@ def _importance(booster: "CatBoost") -> dict[str, float]:
     """Each feature's share in the predictions in percent, the greatest first (CatBoost's PredictionValuesChange)."""
     shares = zip(booster.feature_names_, booster.get_feature_importance(type="PredictionValuesChange"), strict=True)
     return {name: round(float(share), 4) for name, share in sorted(shares, key=lambda pair: (-pair[1], pair[0]))}
-
-
-def _libraries() -> dict[str, str]:
-    import platform
-    from importlib.metadata import version
-
-    names = ("catboost", "numpy", "pyarrow", "scikit-learn", "optuna")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

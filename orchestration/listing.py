@@ -61,7 +61,8 @@ def told_of_score(connection: Connection, score: Score, where: Paths) -> Iterato
 def _version(
     connection: Connection, score: Score, version: Mapping[str, Any], where: Paths, is_champion: bool, shadow: bool
 ) -> Iterator[str]:
-    from orchestration.training import described, is_whole, told_of
+    from orchestration.judging import described, told_of
+    from orchestration.model_files import is_whole
 
     number = version["version"]
     verdict = versions.gate_of(connection, score, number)

@@ -98,7 +98,8 @@ def _reason(error: Exception, uri: str) -> str:
 
 def _versions(connection: Connection, score: Score, where: Paths, tell: Callable[[str], None]) -> list[Mirrored]:
     """The versions of a score, the oldest first; one whose files are damaged is told of, and left out."""
-    from orchestration.training import DamagedModel, described, load_card, model_folder, told_of
+    from orchestration.judging import described, told_of
+    from orchestration.model_files import DamagedModel, load_card, model_folder
 
     found = []
     promotions = versions.promotions(connection, score)

@@ -11,8 +11,10 @@ from ml.declarations import Project, Score
 from orchestration import warehouse
 from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
+from orchestration.judging import current_champion
+from orchestration.model_files import load_card, load_model
 from orchestration.project import Paths, read_json, replaced
-from orchestration.training import SEED, current_champion, load_card, load_model
+from orchestration.training import SEED
 from orchestration.training_sets import ScoringError, training_set_file
 from orchestration.warehouse import Connection
 

@@ -66,7 +66,7 @@ def roll_back(connection: Connection, score: Score, version: int | None, reason:
 def refuse_unfit(connection: Connection, score: Score, version: int, where: Paths) -> None:
     """Raises `NotPromoted` unless a version can score in the champion's place: it is there, of the score's kind, whole,
     and can read the features as they are declared and built now."""
-    from orchestration.training import load_model
+    from orchestration.model_files import load_model
     from orchestration.training_sets import ScoringError
 
     known = _known(connection, score, version)
@@ -221,7 +221,7 @@ def main() -> int:
     version = int(asked.version) if asked.version else None
 
     def work(where: Paths, console: "Console", log: Path) -> int:
-        from orchestration.training import described, told_of
+        from orchestration.judging import described, told_of
 
         by = versions.user()
         asked_for = f"asked for{f' by {by}' if by else ''}: {reason}" if asked.command == "train" else ""

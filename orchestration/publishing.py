@@ -15,11 +15,13 @@ import dagster as dg
 from ml.declarations import Project, Score
 from orchestration import warehouse
 from orchestration.checks import refuse_unsound
+from orchestration.judging import current_champion
+from orchestration.model_files import load_card, model_folder
 from orchestration.online_features import json_features, online_features, refuse_unscored
 from orchestration.parity import PublishedDiffers, compare
 from orchestration.project import Paths
 from orchestration.scoring import feature_rows
-from orchestration.training import current_champion, engine, load_card, model_folder
+from orchestration.training import engine
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 

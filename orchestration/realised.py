@@ -13,8 +13,9 @@ import msgspec
 from ml.declarations import Score
 from ml.realised import Promise, RealisedDate, RealisedMetric, realised_metrics
 from orchestration import warehouse
+from orchestration.model_files import DamagedModel, load_card
 from orchestration.project import Paths
-from orchestration.training import SEED, DamagedModel, load_card
+from orchestration.training import SEED
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 

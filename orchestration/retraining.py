@@ -11,6 +11,7 @@ from ml.realised import drifted_share
 from ml.registry import contract_of
 from ml.scores import Score
 from orchestration import versions, warehouse
+from orchestration.model_files import load_card
 from orchestration.project import Paths, read_json
 from orchestration.warehouse import Connection
 from serving.performance import read_performance
@@ -107,8 +108,6 @@ def told_by_reports(score: Score, version: int, where: Paths) -> list[str]:
 
 def _drifted(score: Score, version: int, line: float, where: Paths) -> str | None:
     """That features which carry this share of a version's importance have drifted, by its newest report."""
-    from orchestration.training import load_card
-
     reports = sorted((where.reports / score.name).glob("????-??-??/drift.json"), reverse=True)
     figures = next((one for one in map(read_json, reports) if one.get("model_version") == version), None)
     drift = drifted_share(figures["metrics"], load_card(where, score, version).importance) if figures else None

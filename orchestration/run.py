@@ -208,7 +208,7 @@ def _in_short(result: Mapping[str, Any], compiled: Path) -> str:
 def summary(project: Project, where: Paths) -> Table:
     """Per score: its gate with the figures, its champion, and what is served."""
     from orchestration import versions, warehouse
-    from orchestration.training import described
+    from orchestration.judging import described
     from serving.generation import read_manifest
 
     table = Table(title="Scores", title_justify="left", show_lines=True)

@@ -16,8 +16,10 @@ from ml.declarations import Score
 from orchestration import versions, warehouse
 from orchestration.challenging import score_in_shadow
 from orchestration.checks import refuse_unsound
+from orchestration.judging import current_champion
+from orchestration.model_files import load_model
 from orchestration.project import Paths
-from orchestration.training import current_champion, engine, load_model
+from orchestration.training import engine
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 

@@ -1,13 +1,11 @@
-"""From a training set to a champion: the model, and its gate."""
+"""From a training set to a candidate, and to a champion if it passes its gate."""
 
 import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,61 +14,23 @@ from pydantic import Field
 
 from ml.declarations import Project, Score
 from ml.encoding import EncodingError
-from ml.gate import GateResult, check_gate, sliced_columns
 from ml.learning import Learning
-from ml.slices import Slice
 from orchestration import versions, warehouse
 from orchestration.carding import card_page, card_url, git_commit, tell_versions
 from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
+from orchestration.judging import described, judge, told_of
 from orchestration.mirroring import mirror
+from orchestration.model_files import DamagedModel, is_whole, load_card, load_model, model_folder
 from orchestration.project import Paths
 from orchestration.retraining import decide, when_trained
 from orchestration.training_sets import ScoringError, clock, prune_training_sets, training_rows, training_set_asset
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
-    from ml.registry import Card, Model
+    from ml.registry import Card
 
 SEED = 0
-
-
-class DamagedModel(ScoringError):
-    """A version whose files are gone or changed; the message says where there may be copies."""
-
-
-def model_folder(folder: Path, score: Score, version: int) -> Path:
-    return folder / score.name / str(version)
-
-
-def load_card(where: Paths, score: Score, version: int) -> "Card":
-    """A version's card. Raises `DamagedModel` if its file is not as it was saved."""
-    from ml import registry
-
-    with _told(where, score, version):
-        return registry.load_card(model_folder(where.models, score, version))
-
-
-def load_model(where: Paths, score: Score, version: int) -> "Model":
-    """A version's model, ready to score. Raises `DamagedModel` if its files are not as they were saved."""
-    from ml import registry
-
-    with _told(where, score, version):
-        return registry.load(model_folder(where.models, score, version))
-
-
-@contextmanager
-def _told(where: Paths, score: Score, version: int) -> Iterator[None]:
-    from ml.registry import CorruptModel
-
-    try:
-        yield
-    except CorruptModel as error:
-        copies = where.generations / score.name / f"*-v{version}-*"
-        raise DamagedModel(
-            f"score '{score.name}': version {version} can't be read: {error}; bring model.cbm and card.json back,"
-            f" of which each generation has a copy ({copies})"
-        ) from None
 
 
 class Training(dg.Config):
@@ -86,7 +46,7 @@ def train_version(
 
     `trigger` says what started it.
     """
-    from ml import registry, training
+    from ml import cards, registry, training
 
     told = time.monotonic()
 
@@ -113,7 +73,7 @@ def train_version(
             champion = None
     version = _next_version(connection, score, where)
     folder = model_folder(where.models, score, version)
-    made = training.make_card(
+    made = cards.make_card(
         candidate,
         score,
         version=version,
@@ -124,7 +84,7 @@ def train_version(
         commit=git_commit(where.project),
         trigger=trigger,
     )
-    card = registry.save(folder, candidate.booster, training.evaluated(candidate, made))
+    card = registry.save(folder, candidate.booster, cards.evaluated(candidate, made))
     versions.record_version(
         connection, card, trained_by(score), champion_metrics, champion["version"] if champion else None
     )
@@ -145,16 +105,6 @@ def _next_version(connection: Connection, score: Score, where: Paths) -> int:
     return max([newest["version"] if newest else 0, *numbers]) + 1
 
 
-def is_whole(where: Paths, score: Score, version: dict[str, Any]) -> bool:
-    """Whether the files of a version are as they were saved."""
-    from ml import registry
-
-    try:
-        return registry.verify(model_folder(where.models, score, version["version"])) == str(version["booster_sha256"])
-    except registry.CorruptModel:
-        return False
-
-
 def engine() -> str:
     """What else than data decides what a training gives, and what is known of it: where it differs, train again."""
     from ml.training import recipe
@@ -170,64 +120,6 @@ def trained_by(score: Score) -> str:
         return engine()
     declared = hashlib.sha256(msgspec.json.encode(score.learning, order="deterministic")).hexdigest()[:8]
     return f"{engine()} learning {declared}"
-
-
-def judge(connection: Connection, score: Score, version: dict[str, Any], where: Paths) -> list[GateResult]:
-    """The gate's verdict on a version, taken again if the declared conditions have changed since.
-
-    Of a version that a person took back it says so: that verdict promotes nothing.
-    """
-    known = versions.gate_of(connection, score, version["version"])
-    if [result.condition for result in known] == list(score.gate):
-        return known
-    champion_metrics = json.loads(version["champion_metrics"]) if version["champion_metrics"] else None
-    results = check_gate(
-        score.gate,
-        json.loads(version["metrics"]),
-        json.loads(version["baseline_metrics"]),
-        champion_metrics,
-        *_slices(connection, score, version, where),
-    )
-    undone = versions.taken_back(connection, score, version["version"])
-    if undone is not None and all(result.passed for result in results):
-        note = f"but not promoted again: {told_of(undone)}"
-        results = [msgspec.structs.replace(one, note="; ".join(filter(None, [one.note, note]))) for one in results]
-    versions.record_gate(connection, score, version["version"], results)
-    return results
-
-
-def _slices(
-    connection: Connection, score: Score, version: dict[str, Any], where: Paths
-) -> tuple[list[Slice], list[Slice]]:
-    """The slices that the gate speaks of: of a version, and of the champion that it was compared with."""
-    columns = sliced_columns(score.gate)
-    if not columns:
-        return [], []
-
-    from ml import training
-
-    rows = training.held_out(training_rows(connection, score, version["training_set"], where), score)
-    compared = [version["version"], version["champion_version"]]
-    own, champions = (
-        training.metrics_in_slices(load_model(where, score, one), rows, columns) if one is not None else []
-        for one in compared
-    )
-    return own, champions
-
-
-def current_champion(connection: Connection, score: Score) -> dict[str, Any]:
-    """The champion's row of `ml.model_versions`. Raises `ScoringError`, with what failed, if there is none."""
-    versions.create_tables(connection)
-    champion = versions.champion(connection, score)
-    if champion is None:
-        newest = versions.newest_version(connection, score)
-        verdict = versions.gate_of(connection, score, newest["version"]) if newest else []
-        failed = [described(result) for result in verdict if not result.passed]
-        raise ScoringError(
-            f"score '{score.name}': no version has passed its gate yet, so nobody is scored"
-            + (f"; version {newest['version']}: {'; '.join(failed)}" if newest and failed else "")
-        )
-    return champion
 
 
 def training_assets(
@@ -314,15 +206,6 @@ def training_assets(
     return [training_set, model]
 
 
-def told_of(promotion: Mapping[str, Any]) -> str:
-    """A promotion in words: `version 1 by rollback instead of version 2, 2024-05-01 06:30, by ann: scores too low`."""
-    instead = f" instead of version {promotion['replaced_version']}" if promotion["replaced_version"] else ""
-    by = f", by {promotion['promoted_by']}" if promotion["promoted_by"] else ""
-    at = promotion["promoted_at"].astimezone(UTC)
-    how = "by the gate" if promotion["how"] == "gate" else f"by {promotion['how']}"
-    return f"version {promotion['version']} {how}{instead}, {at:%Y-%m-%d %H:%M}{by}: {promotion['reason']}"
-
-
 def _table(card: "Card") -> str:
     """The metrics of a version in Markdown, with their intervals, beside naive forecast and champion."""
     from reports.model_card import measure, metric_lines
@@ -336,11 +219,3 @@ def _table(card: "Card") -> str:
     ]
     head = f"| metric | version {card.version} | 95 % interval | baseline: {card.baseline_name} | {champion} |"
     return "\n".join([head, "|---|---|---|---|---|", *rows])
-
-
-def described(result: GateResult) -> str:
-    """A gate's condition with the figures it was judged by: `roc_auc >= 0.8 (roc_auc 0.8791): passed`."""
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.values.items())
-    return f"{result.condition} ({figures}): {'passed' if result.passed else 'failed'}" + (
-        f", {result.note}" if result.note else ""
-    )

@@ -11,11 +11,12 @@ import pyarrow as pa
 from catboost import CatBoost, Pool
 
 from ml import registry
+from ml.cards import make_card
 from ml.declarations import Feature, Kind, Score
 from ml.encoding import encode
 from ml.fitting import PARAMS
 from ml.registry import Model
-from ml.training import Candidate, make_card, train
+from ml.training import Candidate, train
 from orchestration import versions
 from orchestration.project import Paths
 

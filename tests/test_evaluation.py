@@ -9,6 +9,7 @@ import pytest
 
 from ml import evaluation
 from ml.calibration import Calibration
+from ml.cards import evaluated
 from ml.declarations import Kind
 from ml.encoding import encode
 from ml.evaluation import Evaluation, confusion, evaluate_holdout
@@ -16,7 +17,7 @@ from ml.explanation import contributions
 from ml.metrics import METRICS, equal_bins
 from ml.prediction import score_rows
 from ml.registry import Card, Model, load_card, save
-from ml.training import evaluated, label_rates
+from ml.training import label_rates
 from tests.small_data import a_candidate, a_model
 
 KINDS: list[Kind] = ["probability", "amount"]

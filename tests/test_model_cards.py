@@ -15,13 +15,13 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from ml import registry
+from ml.cards import evaluated
 from ml.declarations import Kind
 from ml.evaluation import Moves
 from ml.gate import GateResult
 from ml.learning import Learning
 from ml.registry import Card
 from ml.standing import Promotion, Standing, standing_of
-from ml.training import evaluated
 from orchestration import versions
 from orchestration.carding import git_commit, tell_versions
 from orchestration.project import Paths

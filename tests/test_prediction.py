@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ml.cards import make_card
 from ml.declarations import Kind
 from ml.encoding import EncodingError, encode
 from ml.explanation import as_text, contributions
 from ml.learning import Explained
 from ml.prediction import bands_of, score_batch, score_rows
 from ml.registry import Model
-from ml.training import make_card, train
+from ml.training import train
 from tests.small_data import (
     CLASSES,
     TRAINED_AT,

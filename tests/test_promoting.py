@@ -14,11 +14,11 @@ import pytest
 from ml import registry
 from ml.declarations import Feature, Project
 from orchestration import scoring, versions, warehouse
+from orchestration.judging import current_champion
 from orchestration.listing import told_of_score
 from orchestration.project import Paths
 from orchestration.promoting import NotPromoted, main, promote, rescore, roll_back, score_named
 from orchestration.publishing import publish
-from orchestration.training import current_champion
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 from tests.conftest import REPOSITORY, Run, copy_of, environment_of, query, served_rows

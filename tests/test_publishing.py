@@ -14,10 +14,10 @@ from litestar.testing import TestClient
 
 from ml.declarations import Feature, Project
 from orchestration import scoring, warehouse
+from orchestration.judging import current_champion
 from orchestration.parity import PublishedDiffers
 from orchestration.project import Paths
 from orchestration.publishing import generation_asset, publish
-from orchestration.training import current_champion
 from orchestration.training_sets import ScoringError
 from serving import store
 from serving.app import create_app

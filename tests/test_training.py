@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 import pytest
 
 from ml.baseline import naive_forecast
+from ml.cards import make_card
 from ml.declarations import Kind, Score
 from ml.encoding import Column, ColumnType, Encoder, EncodingError, encode
 from ml.labels import BadLabel, TooFewRows, TrainingError, label_numbers
 from ml.metrics import evaluate
 from ml.prediction import score_rows
 from ml.registry import Model, save
-from ml.training import Candidate, NoFeature, OneClass, TooFewDates, champion_metrics, held_out_dates, make_card, train
+from ml.training import Candidate, NoFeature, OneClass, TooFewDates, champion_metrics, held_out_dates, train
 from tests.small_data import FIRST_DAY, TYPES, a_candidate, a_score, a_score_of, some_rows, with_column
 
 KINDS: list[Kind] = ["probability", "amount", "category"]

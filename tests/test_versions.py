@@ -9,7 +9,8 @@ import pytest
 
 from ml.gate import GateResult
 from orchestration import versions
-from orchestration.training import judge
+from orchestration.judging import judge
+from orchestration.project import Paths
 from orchestration.warehouse import Connection, open_warehouse, rows, transaction
 from tests.small_data import a_model, a_score
 
@@ -110,10 +111,12 @@ def test_promotions_of_before_they_were_logged_are_known(warehouse: Connection) 
 
 
 @pytest.mark.parametrize("how", ["rollback", "force"])
-def test_a_changed_gate_does_not_undo_what_a_person_decided(warehouse: Connection, how: versions.How) -> None:
+def test_a_changed_gate_does_not_undo_what_a_person_decided(
+    warehouse: Connection, how: versions.How, tmp_path: Path
+) -> None:
     promoted(warehouse, (3, "gate"), (5, "gate"), (3, how))
     (newest,) = rows(warehouse, "select * from ml.model_versions where version = 5")
-    (verdict,) = judge(warehouse, a_score(gate=("roc_auc >= 0.1",)), newest)
+    (verdict,) = judge(warehouse, a_score(gate=("roc_auc >= 0.1",)), newest, Paths(project=tmp_path, data=tmp_path))
     assert verdict.passed
     assert verdict.note.startswith(f"but not promoted again: version 3 by {how} instead of version 5, ")
     assert versions.gate_of(warehouse, a_score(), 5) == [verdict]

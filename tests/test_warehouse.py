@@ -15,9 +15,9 @@ from ml import prediction
 from ml.declarations import Project
 from ml.encoding import EncodingError
 from orchestration import scoring, warehouse
+from orchestration.judging import current_champion
 from orchestration.project import Paths
 from orchestration.publishing import publish
-from orchestration.training import current_champion
 from serving.store import BadCustomerId
 from tests.small_data import a_score, a_warehouse
 
