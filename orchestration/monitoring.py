@@ -29,8 +29,8 @@ PREDICTION = "the score"
 def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str, Any]:
     """Writes the drift report of the newest as-of date, unless it is there; its path, metrics, whether it is new.
 
-    The reference is the champion's own training set, scored by it; compared are the score and all its features, of
-    which those that move it most have charts.
+    The reference is the champion's own training set, scored by it; compared are the score, of a category its likeliest
+    class, and all its features, of which those that move it most have charts.
     The files are drift.html and drift.json in `reports/<score>/<as-of date>`.
     Raises `ScoringError` if the score has no predictions.
     """
@@ -63,8 +63,10 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     same_entity = " and ".join(
         f"predictions.{column} = features.{column}" for column in map(warehouse.name, score.entity)
     )
+    is_category = score.kind == "category"
+    said = f"predictions.{'band' if is_category else 'score'} as {warehouse.name(PREDICTION)}"
     current_query = f"""
-        select {warehouse.names(features, "features")}, predictions.score as {warehouse.name(PREDICTION)}
+        select {warehouse.names(features, "features")}, {said}
         from {warehouse.name(score.features_schema, score.features)} as features
         inner join {predictions} as predictions
             on predictions.as_of_date = features.{as_of} and {same_entity}
@@ -102,12 +104,16 @@ def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str
     model = load_model(where, score, champion["version"])
     reference: pa.Table = connection.sql(reference_query).to_arrow_table()
     scored = prediction.score_rows(model, reference)
-    reference = reference.drop_columns(list(keys)).append_column(PREDICTION, pa.array(scored))
+    said_then = pa.array(card.classes, pa.string()).take(scored.argmax(axis=1)) if is_category else pa.array(scored)
+    reference = reference.drop_columns(list(keys)).append_column(PREDICTION, said_then)
     report = drift_report(
         reference,
         connection.sql(current_query).to_arrow_table(),
         title=f"{score.title}: drift at {day}",
-        columns={name: "category" if types[name] in ("category", "boolean") else "number" for name in features},
+        columns={
+            PREDICTION: "category" if is_category else "number",
+            **{name: "category" if types[name] in ("category", "boolean") else "number" for name in features},
+        },
         prediction=PREDICTION,
         columns_name=f"the score and its {len(features)} features"
         + (f"; charts of the {CHARTED} that move it most" if len(features) > CHARTED else ""),

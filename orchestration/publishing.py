@@ -103,7 +103,7 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         "today": project.today,
         "model_version": version,
         "bands": score.bands,
-        "band_counts": {band: band_counts.get(band, 0) for band in score.bands},
+        "band_counts": {band: band_counts.get(band, 0) for band in (score.bands or card.classes)},
         "metrics": _measured(card.metrics),
         "baseline": _measured(card.baseline),
         "features": features,
@@ -182,17 +182,28 @@ def _customers(
     connection: Connection, score: Score, generation: Any, of_rows: str
 ) -> Generator[tuple[str, bytes], None, None]:
     """The (id, JSON) of each customer, streamed from the warehouse."""
+    from ml import sentences
     from serving import store
 
-    query = f"select {published_key(score)} as customer_key, score, band, reasons, scored_at {of_rows}"
+    is_category = score.kind == "category"
+    columns = ["score", "band", "reasons", "scored_at", *(["probabilities"] if is_category else [])]
+    query = f"select {published_key(score)} as customer_key, {', '.join(columns)} {of_rows}"
+    subjects = {column.name: sentences.subject(column.name, column.description) for column in generation.features}
+
+    def told(reason: dict[str, Any], of_class: str | None) -> store.Reason:
+        about = subjects.get(reason["feature"], reason["feature"])
+        return store.Reason(**reason, text=sentences.sentence(about, reason["value"], reason["contribution"], of_class))
+
     with warehouse.batches(connection, query) as batches:
         for row in (row for batch in batches for row in batch.to_pylist()):
+            of_class = row["band"] if is_category else None
             customer = store.CustomerScore(
                 score=score.name,
                 customer_id=row["customer_key"],
                 value=row["score"],
                 band=row["band"],
-                reasons=[store.Reason(**reason) for reason in row["reasons"]],
+                probabilities=dict(row["probabilities"]) if is_category else None,
+                reasons=[told(reason, of_class) for reason in row["reasons"]],
                 as_of_date=generation.as_of_date,
                 model_version=generation.model_version,
                 generation=generation.generation,

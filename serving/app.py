@@ -55,8 +55,10 @@ _EXAMPLE = Example(
     summary="A customer",
     value=msgspec.json.decode(
         b"""{"score": "churn", "customer_id": "4711", "value": 0.8312, "band": "high", "reasons": [
-        {"feature": "days_since_last_visit", "value": "41", "contribution": 0.914},
-        {"feature": "visits_28d_count", "value": "3", "contribution": -0.127}],
+        {"feature": "days_since_last_visit", "value": "41", "contribution": 0.914,
+         "text": "Days since the last visit: 41, which raises the score."},
+        {"feature": "visits_28d_count", "value": "3", "contribution": -0.127,
+         "text": "Visits in the last 28 days: 3, which lowers the score."}],
         "as_of_date": "2024-03-04", "model_version": 3, "generation": "20240305T060000Z-v3",
         "scored_at": "2024-03-05T05:58:12Z", "stale": false}"""
     ),

@@ -34,17 +34,43 @@ class Reason(msgspec.Struct, frozen=True):
 
     feature: str
     value: Annotated[str | None, Meta(description="The customer's value of the feature; null if it is unknown.")]
-    contribution: Annotated[float, Meta(description="How far it moved the score: above zero raised it.")]
+    contribution: Annotated[
+        float,
+        Meta(
+            description="How far it moved the score, above zero upwards: in log-odds of a probability, in the unit of"
+            " an amount; of a category above zero speaks for the customer's class."
+        ),
+    ]
+    text: Annotated[
+        str,
+        Meta(
+            description="The reason as a sentence for people.",
+            examples=["Days since the last order: 34, which raises the score."],
+        ),
+    ] = ""  # of generations of before
 
 
-class CustomerScore(msgspec.Struct, frozen=True, kw_only=True):
+class CustomerScore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a score says of one customer, as it was published."""
 
     score: Annotated[str, Meta(description="Name of the score.")]
     customer_id: Annotated[str, Meta(description="The id; parts of a composite key are joined by commas.")]
-    value: Annotated[float, Meta(description="The customer's score: a probability, or an amount.")]
-    band: Annotated[str | None, Meta(description="The band that the value falls in; null if the score has none.")]
-    reasons: Annotated[list[Reason], Meta(description="The features that moved the value most, the strongest first.")]
+    value: Annotated[
+        float, Meta(description="The score: a probability, an amount, or the probability of the likeliest class.")
+    ]
+    band: Annotated[
+        str | None, Meta(description="The band of the value; null if it has none. Of a category the likeliest class.")
+    ]
+    probabilities: Annotated[
+        dict[str, float] | None, Meta(description="Class -> probability. Of a category alone.")
+    ] = None
+    reasons: Annotated[
+        list[Reason],
+        Meta(
+            description="The features that moved the value most, the strongest first; none where the score's owner"
+            " does not have this customer explained."
+        ),
+    ]
     as_of_date: Annotated[date, Meta(description="The score uses only what was known before this day.")]
     model_version: int
     generation: Annotated[str, Meta(description="The published bundle that this answer comes from.")]
@@ -82,7 +108,8 @@ _encoder = msgspec.json.Encoder()
 
 def payload(customer: CustomerScore) -> bytes:
     """The JSON of a customer, as it is stored and sent. Raises `PublicationError` if a number in it is not finite."""
-    if not (math.isfinite(customer.value) and all(math.isfinite(reason.contribution) for reason in customer.reasons)):
+    numbers = [customer.value, *(reason.contribution for reason in customer.reasons)]
+    if not all(map(math.isfinite, [*numbers, *(customer.probabilities or {}).values()])):
         raise PublicationError(f"{customer.score}: customer '{customer.customer_id}' has a score that is not a number")
     return _encoder.encode(customer)
 

@@ -74,8 +74,18 @@ class ReasonBar(msgspec.Struct, frozen=True, kw_only=True):
     feature: str
     value: str | None
     contribution: float
+    text: str
     start: float
     width: float
+
+
+class ClassBar(msgspec.Struct, frozen=True, kw_only=True):
+    """A class of a category and its probability, as a bar: `width` in percent, `place` among the classes."""
+
+    name: str
+    probability: float
+    width: float
+    place: int
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -141,11 +151,20 @@ def reason_bars(reasons: list[Reason]) -> list[ReasonBar]:
                 feature=reason.feature,
                 value=reason.value,
                 contribution=reason.contribution,
+                text=reason.text,
                 start=round(50 if reason.contribution > 0 else 50 - width, 3),
                 width=round(width, 3),
             )
         )
     return bars
+
+
+def class_bars(probabilities: dict[str, float] | None, places: dict[str, int]) -> list[ClassBar]:
+    """The classes of a category, the likeliest first; empty of other kinds."""
+    return [
+        ClassBar(name=name, probability=one, width=round(100 * one, 3), place=places.get(name, len(places)))
+        for name, one in sorted((probabilities or {}).items(), key=lambda pair: -pair[1])
+    ]
 
 
 def find_reports(folder: Path | None) -> list[ReportFile]:
@@ -194,8 +213,8 @@ def breakable(name: str) -> Markup:
 
 
 def scored(value: float, kind: str) -> str:
-    """A customer's value: a probability in percent, an amount with two places."""
-    return f"{100 * value:.1f} %" if kind == "probability" else f"{value:,.2f}"
+    """A customer's value: a probability in percent, of a category too, an amount with two places."""
+    return f"{value:,.2f}" if kind == "amount" else f"{100 * value:.1f} %"
 
 
 def signed(number: float) -> str:

@@ -136,7 +136,7 @@ def a_warehouse(connection: duckdb.DuckDBPyConnection, where: Paths, score: Scor
 
     `customer_id` is SQL of a customer's id, from their number `n`.
     """
-    model = a_model()
+    model = a_model_of_classes() if score.kind == "category" else a_model()
     card = registry.save(where.models / score.name / "3", model.booster, model.card)
     versions.create_tables(connection)
     versions.record_version(connection, card, "engine", None, None)

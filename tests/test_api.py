@@ -67,10 +67,10 @@ def test_a_customer_is_answered_exactly_as_documented(root: Path) -> None:
         operation = document["paths"]["/scores/{score}/customers/{customer_id}"]["get"]
         schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
         properties = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
-        assert list(properties) == list(answer.json())
+        assert [name for name in properties if name != "probabilities"] == list(answer.json()), "of a category alone"
         example = next(iter(operation["responses"]["200"]["content"]["application/json"]["examples"].values()))["value"]
         msgspec.convert(example, CustomerAnswer)
-        assert list(example) == list(properties)
+        assert list(example) == [name for name in properties if name != "probabilities"]
 
 
 def test_the_catalogue_lists_each_score_with_what_is_served(root: Path) -> None:
