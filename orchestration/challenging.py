@@ -37,14 +37,14 @@ class Comparison(msgspec.Struct, frozen=True):
 
 def score_in_shadow(
     connection: Connection, score: Score, champion: Mapping[str, Any], scored: Callable[[dict[str, Any]], object]
-) -> str:
+) -> str | None:
     """Lets the challenger score by `scored`, and tells how it compares with the champion, or why it can't.
 
-    Whatever ails it stops nothing: customers are the champion's.
+    None if there is no other version yet. Whatever ails it stops nothing: customers are the champion's.
     """
     challenger = versions.challenger(connection, score, champion)
     if challenger is None:
-        return "there is no other version yet"
+        return None
     name = f"version {challenger['version']}"
     try:
         scored(challenger)

@@ -35,8 +35,8 @@ def judge(connection: Connection, score: Score, version: dict[str, Any], where: 
     )
     undone = versions.taken_back(connection, score, version["version"])
     if undone is not None and all(result.passed for result in results):
-        note = f"but not promoted again: {told_of(undone)}"
-        results = [msgspec.structs.replace(one, note="; ".join(filter(None, [one.note, note]))) for one in results]
+        note = f"but not promoted again, as a {undone['how']} put version {undone['version']} in its place"
+        results[-1] = msgspec.structs.replace(results[-1], note="; ".join(filter(None, [results[-1].note, note])))
     versions.record_gate(connection, score, version["version"], results)
     return results
 

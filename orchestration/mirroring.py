@@ -87,7 +87,7 @@ def mirror(project: Project, score: Score, where: Paths, tell: Callable[[str], N
 def _reason(error: Exception, uri: str) -> str:
     """What MLflow said, in a line, without what is secret in the address or the environment."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    said = said.partition("(Caused by ")[2].rstrip(")") or said  # of a server that can't be reached
+    said = said.partition("(Caused by ")[2].removesuffix(")") or said  # of a server that can't be reached
     login = re.split(r"[/?#]", uri.partition("://")[2], maxsplit=1)[0].rpartition("@")[0]
     secrets = [login, login.partition(":")[2], *(os.environ.get(name, "") for name in SECRETS)]
     said = URL.sub(lambda match: without_secrets(match[0]), said.replace(uri, without_secrets(uri)))

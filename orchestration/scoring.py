@@ -250,8 +250,9 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
                 told = score_in_shadow(
                     connection, score, champion, lambda challenger: score_dates(connection, score, challenger, where)
                 )
-                context.log.info(f"· predictions.{score.name}: challenger {told}")
-                compared = {"challenger": told}
+                if told is not None:
+                    context.log.info(f"· predictions.{score.name}: challenger: {told}")
+                    compared = {"challenger": told}
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": total,

@@ -118,7 +118,7 @@ def test_a_changed_gate_does_not_undo_what_a_person_decided(
     (newest,) = rows(warehouse, "select * from ml.model_versions where version = 5")
     (verdict,) = judge(warehouse, a_score(gate=("roc_auc >= 0.1",)), newest, Paths(project=tmp_path, data=tmp_path))
     assert verdict.passed
-    assert verdict.note.startswith(f"but not promoted again: version 3 by {how} instead of version 5, ")
+    assert verdict.note == f"but not promoted again, as a {how} put version 3 in its place"
     assert versions.gate_of(warehouse, a_score(), 5) == [verdict]
     champion = versions.champion(warehouse, a_score())
     assert champion is not None and champion["version"] == 3
