@@ -13,7 +13,7 @@ import msgspec
 from ml.declarations import Score
 from ml.metrics import METRICS
 from ml.standing import Promotion, Standing, standing_of
-from orchestration import versions, warehouse
+from orchestration import versions
 from orchestration.project import Paths, replaced
 from orchestration.warehouse import Connection
 from serving.model_cards import (
@@ -69,25 +69,17 @@ def tell_versions(connection: Connection, score: Score, where: Paths) -> list[in
 
 
 def promotions_of(connection: Connection, score: Score) -> list[Promotion]:
-    """Every promotion of a version of this score; of a warehouse that keeps no log of them, the last of each."""
-    if warehouse.exists(connection, "ml", "promotions"):
-        rows = warehouse.rows(connection, "select * from ml.promotions where score = ?", [score.name])
-    else:
-        rows = [
-            {**row, "how": "gate", "replaced_version": row["champion_version"]}
-            for row in versions.all_versions(connection, score)
-            if row["promoted_at"] is not None
-        ]
+    """Every promotion of a version of this score, the earliest first."""
     return [
         Promotion(
             version=row["version"],
             how=row["how"],
-            reason=row.get("reason") or "",
-            by=row.get("by") or "",
+            reason=row["reason"] or "",
+            by=row["promoted_by"] or "",
             replaced_version=row["replaced_version"],
             promoted_at=row["promoted_at"],
         )
-        for row in rows
+        for row in versions.promotions(connection, score)
     ]
 
 

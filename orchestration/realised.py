@@ -12,7 +12,7 @@ import msgspec
 
 from ml.declarations import Score
 from ml.realised import Promise, RealisedDate, RealisedMetric, realised_metrics
-from orchestration import warehouse
+from orchestration import versions, warehouse
 from orchestration.model_files import DamagedModel, load_card
 from orchestration.project import Paths
 from orchestration.training import SEED
@@ -253,21 +253,13 @@ def realised_dates(connection: Connection, score: Score, newest: int, version: i
 
 def served_versions(connection: Connection, score: Score) -> dict[date, int]:
     """As-of date -> the version that was champion when the date was first scored, where that can be told."""
-    promotions = _promotions(connection, score)
+    promotions = versions.promotions(connection, score)
     first = connection.execute(
         "select as_of_date, min(scored_at) from ml.scored_dates where score = ? group by 1", [score.name]
     ).fetchall()
     served = {}
     for day, scored_at in first:
-        before = [version for promoted_at, version in promotions if promoted_at <= scored_at]
+        before = [one["version"] for one in promotions if one["promoted_at"] <= scored_at]
         if before:
             served[day] = before[-1]
     return served
-
-
-def _promotions(connection: Connection, score: Score) -> list[tuple[datetime, int]]:
-    """When which version was promoted, the earliest first."""
-    log = warehouse.exists(connection, "ml", "promotions")
-    table = "ml.promotions" if log else "ml.model_versions"
-    query = f"select promoted_at, version from {table} where score = ? and promoted_at is not null order by 1"
-    return connection.execute(query, [score.name]).fetchall()

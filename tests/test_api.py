@@ -276,6 +276,7 @@ def test_the_docs_refer_to_nothing_outside(client: Client) -> None:
         "/scores",
         "/scores/{score}",
         "/scores/{score}/customers/{customer_id}",
+        "/scores/{score}/performance",
         "/scores/{score}/versions",
         "/scores/{score}/versions/{version}",
         "/customers/{customer_id}/features",

@@ -253,10 +253,7 @@ def test_a_log_of_promotions_says_who_and_why(connection: duckdb.DuckDBPyConnect
     a_version(connection, where, 1, PASSED)
     connection.execute(
         """
-        create table ml.promotions (
-            score varchar, version integer, how varchar, reason varchar, "by" varchar, replaced_version integer,
-            promoted_at timestamptz
-        );
+        delete from ml.promotions;
         insert into ml.promotions values
             ('leaving', 1, 'gate', null, null, null, '2024-05-01 07:00+00'),
             ('leaving', 1, 'force', 'back to the old one', 'ada', 2, '2024-05-03 07:00+00'),

@@ -472,8 +472,9 @@ def test_the_version_that_served_is_that_of_the_log_of_promotions_where_there_is
     scored(connection, *some_outcomes())
     assert realised.served_versions(connection, SCORE) == {DAY: 3}
     connection.execute("""
-        create table ml.promotions (score varchar, version integer, promoted_at timestamptz);
-        insert into ml.promotions values ('leaving', 2, now() - interval 1 day), ('leaving', 3, now() + interval 1 day)
+        delete from ml.promotions;
+        insert into ml.promotions by name
+        select 'leaving' as score, unnest([2, 3]) as version, now() + unnest([-1, 1]) * interval 1 day as promoted_at
     """)
     assert realised.served_versions(connection, SCORE) == {DAY: 2}
     connection.execute("update ml.promotions set promoted_at = ?", [datetime.now(UTC) + timedelta(days=2)])
