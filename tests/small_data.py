@@ -76,8 +76,6 @@ def some_rows(weeks: int = 16, customers: int = 20, kind: Kind = "probability", 
     amount = np.round(np.maximum(0, 90 - 2 * away + 0.2 * spend + random.normal(0, 5, length)), 2)
     mood = away + spend + np.random.default_rng(seed + 1).normal(0, 6, length)
     moods = np.array(["keen", "wary", "lost"])[np.digitize(mood, [45, 85])]
-        np.digitize(away + spend + np.random.default_rng(seed + 1).normal(0, 6, length), [45, 85])
-    ]
     labels = {"probability": left, "amount": amount, "category": moods}
     features = {
         "days_away": [None if number % 11 == 0 else int(days) for number, days in enumerate(away)],
