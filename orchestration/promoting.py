@@ -149,6 +149,7 @@ def _decide(
         # The champion of now may miss a column that the other version does without.
         project = read_and_import(where, champion_goes_on=False)
         score = score_named(project, name)
+        from orchestration.carding import tell_versions
         from orchestration.definitions import define
         from orchestration.mirroring import mirror
 
@@ -178,6 +179,8 @@ def _decide(
                     run_config=config,
                     tags={"scorehouse/by": command, "scorehouse/decision": f"{score.name}: {decided}"},
                 )
+            with warehouse.open_warehouse(where.warehouse) as connection:
+                tell_versions(connection, score, where)
             mirror(project, score, where, say)
     served = served_now(score, where)
     is_served = f"version {served.model_version} as of {served.as_of_date}" if served else "nobody yet"

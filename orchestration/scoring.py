@@ -83,7 +83,7 @@ def score_dates(
                 _insert(connection, predictions, model, score, rows, scored_at, add)
             except EncodingError as error:
                 raise ScoringError(
-                    f"score '{score.name}': its champion, version {version}, can't read the rows of"
+                    f"score '{score.name}': version {version} can't read the rows of"
                     f" {_features(score)}: {error}; either the column comes back, or a version trained without it"
                     " passes the gate"
                 ) from None
