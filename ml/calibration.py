@@ -40,28 +40,34 @@ def calibrated(calibration: Calibration, raw: "NDArray[np.float64]") -> "NDArray
 def learn_calibration(
     raw: "NDArray[np.float64]", label: "NDArray[np.float64]", moment: "NDArray[np.int64]"
 ) -> Calibration:
-    """The method that gives the least log loss on held-out time, fitted on all of these rows then.
+    """The method that gives the least log loss on held-out time, if that is beyond chance; fitted on all of these rows.
 
     `raw` are log-odds of rows (rows,) that the booster did not learn from, `label` 0 or 1, `moment` orders their as-of
     dates: the earlier half of the dates fits each method, the later half judges. Where there is one date only, or fewer
     than 200 rows or 20 of an outcome in either half, nothing is calibrated. Platt: "Probabilistic outputs for support
     vector machines", 1999. Isotonic: Zadrozny and Elkan, KDD 2002; its ends stay off 0 and 1 by a pseudo-row each.
     """
-    from sklearn.metrics import log_loss
-
     dates = np.unique(moment)
     if len(dates) < 2:
         return Calibration()
     is_later = moment >= dates[len(dates) // 2]
     if not (_is_enough(label[is_later]) and _is_enough(label[~is_later])):
         return Calibration()
-    tried = [Calibration(), *(fit(raw[~is_later], label[~is_later]) for fit in (_platt, _isotonic))]
-    losses = {
-        one.method: float(log_loss(label[is_later], calibrated(one, raw[is_later]), labels=[0, 1])) for one in tried
-    }
-    best = min(losses, key=lambda method: losses[method])
+    tried = [fit(raw[~is_later], label[~is_later]) for fit in (_platt, _isotonic)]
+    loss = {one.method: _losses(one, raw[is_later], label[is_later]) for one in (Calibration(), *tried)}
+    gain = {one.method: loss["none"] - loss[one.method] for one in tried}
+    beyond_chance = [name for name, of in gain.items() if of.mean() > 2 * of.std() / np.sqrt(len(of))]
+    best = max(beyond_chance, key=lambda name: float(gain[name].mean()), default="none")
     found = Calibration() if best == "none" else (_platt if best == "platt" else _isotonic)(raw, label)
-    return msgspec.structs.replace(found, log_loss=losses)
+    return msgspec.structs.replace(found, log_loss={name: float(of.mean()) for name, of in loss.items()})
+
+
+def _losses(
+    calibration: Calibration, raw: "NDArray[np.float64]", label: "NDArray[np.float64]"
+) -> "NDArray[np.float64]":
+    """The log loss of each row."""
+    given = np.clip(calibrated(calibration, raw), 1e-15, 1 - 1e-15)
+    return np.asarray(-np.where(label == 1, np.log(given), np.log1p(-given)))
 
 
 def _is_enough(label: "NDArray[np.float64]") -> bool:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_VALUES = 20  # of a column that makes slices
-LEAST_ROWS = 50  # of a slice: the metrics of fewer are noise
+# Of a slice: the metrics of fewer rows are noise, and so are those of a probability with fewer rows of an outcome.
+LEAST_ROWS = 50
+LEAST_OUTCOMES = 10
 UNKNOWN = "unknown"  # the slice of the rows where a column is null
 
 
@@ -34,15 +36,20 @@ def sliced(
     """The slices of these columns of `rows`, in the order of the columns and of the values' names.
 
     `label` and `score` are as in `evaluate`, of the same rows. A column with more than 20 values makes none, a value
-    with fewer than 50 rows neither.
+    with fewer than 50 rows neither, nor, of a probability, one with fewer than 10 rows of either outcome.
     """
     found = []
     for column in columns:
         for value, is_in in _parts(rows.column(column)):
-            if is_in.sum() >= LEAST_ROWS:
+            if _is_enough(kind, label[is_in]):
                 metrics = evaluate(kind, label[is_in], score[is_in])
                 found.append(Slice(column=column, value=value, rows=int(is_in.sum()), metrics=metrics))
     return found
+
+
+def _is_enough(kind: Kind, label: "NDArray[Any]") -> bool:
+    both = kind != "probability" or LEAST_OUTCOMES <= label.sum() <= len(label) - LEAST_OUTCOMES
+    return len(label) >= LEAST_ROWS and both
 
 
 def slicing_columns(rows: pa.Table, columns: Sequence[str]) -> list[str]:
