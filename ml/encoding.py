@@ -167,4 +167,5 @@ def _as_numbers(column: Column, values: pa.Array) -> "NDArray[Any]":
     elif column.type == "timestamp":
         seconds = values.cast(pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
         numbers = pc.divide(seconds.cast(pa.float64(), safe=False), float(SECONDS_OF_A_DAY))
-    return np.asarray(numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+    floats = numbers.cast(pa.float64(), safe=False)
+    return np.asarray(floats.fill_null(np.nan) if floats.null_count else floats)  # numpy's own way takes twice as long
