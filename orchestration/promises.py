@@ -138,7 +138,8 @@ def _data_quality(connection: Connection, score: Score, champion: dict[str, Any]
     for table in tables:
         if table["failed"]:
             fault = str(table["fault"]).splitlines()[0]
-            told.append(f"{table['failed']} batches of {table['name']} failed, the last one: {fault}")
+            batches = "batch" if table["failed"] == 1 else "batches"
+            told.append(f"{table['failed']} {batches} of {table['name']} failed, the last one: {fault}")
         share = table["rejected"] / table["rows"] if table["rows"] else 0.0
         if share >= LEAST_REJECTED and share >= 2 * table["usual"]:
             told.append(

@@ -93,8 +93,10 @@ def _drawn(dates: Sequence[RealisedDate], name: str, draw: Draw) -> Markup:
     def draw_all(axes: Any) -> None:
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
+        axes.use_sticky_edges = False  # room beyond the bars, so that no dot is cut
         draw(axes, dates)
         axes.tick_params(length=0, labelsize=10)
+        axes.xaxis.get_offset_text().set_fontsize(10)
         axes.grid(axis="y", linewidth=0.6)
         step = _step(dates)
         axes.set_xlim(dates[0].as_of_date - step, dates[-1].as_of_date + step)

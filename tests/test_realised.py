@@ -384,7 +384,7 @@ def test_incidents_of_the_raw_tables_since_the_training_come_first(connection: C
     found = causes(connection, where)
     assert list(found) == ["data quality", "drift"]
     assert found["data quality"] == (
-        "since the training (2024-05-01 06:30) 1 batches of raw.visits failed, the last one: visits lacks the columns"
+        "since the training (2024-05-01 06:30) 1 batch of raw.visits failed, the last one: visits lacks the columns"
         " zip; 20 of 100 rows of raw.visits were rejected (20.0%, 0.1% before)"
     )
 
