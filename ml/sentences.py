@@ -14,7 +14,7 @@ def subject(name: str, description: str) -> str:
 
 
 def sentence(subject: str, value: str | None, contribution: float, of_class: str | None = None) -> str:
-    """ "Days from the last purchase to the date: 34, which raises the score." Of a category, for or against a class."""
+    """ "Days since the last order: 34, which raises the score." Of a category, for or against a class."""
     if of_class is None:
         moves = "raises the score" if contribution > 0 else "lowers the score"
     else:
