@@ -90,8 +90,12 @@ def _fired(
     if declared.new_labels is not None:
         yield f"new labels: {fresh:,}, of {declared.new_labels:,} asked for" if fresh >= declared.new_labels else None
     champion = versions.champion(connection, score)
-    if champion is not None:
-        yield from told_by_reports(score, champion["version"], where)
+    if champion is None:
+        return
+    if declared.drift is not None:
+        yield _drifted(score, champion["version"], declared.drift, where)
+    if declared.performance:
+        yield _broken_now(connection, score, champion, today, where)
 
 
 def told_by_reports(score: Score, version: int, where: Paths) -> list[str]:
@@ -104,6 +108,18 @@ def told_by_reports(score: Score, version: int, where: Paths) -> list[str]:
     if declared is not None and declared.performance:
         found.append(_broken(score, version, where))
     return [why for why in found if why]
+
+
+def _broken_now(
+    connection: Connection, score: Score, champion: dict[str, Any], today: date, where: Paths
+) -> str | None:
+    """That the champion is worse than promised by all that has matured, of which its report was before these labels."""
+    from orchestration.promises import broken_promise
+    from orchestration.realised import measure
+
+    measure(connection, score, today, where)
+    found = broken_promise(connection, score, champion, where)
+    return f"performance: {found}" if found else None
 
 
 def _drifted(score: Score, version: int, line: float, where: Paths) -> str | None:
