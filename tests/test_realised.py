@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pytest
 from ml import registry
 from ml.declarations import Project, Score
 from ml.intervals import intervals
+from ml.learning import Retrain
 from ml.metrics import METRICS, Kind, evaluate
 from ml.realised import Promise, RealisedMetric, realised_metrics
 from orchestration import promises, realised, versions
@@ -25,6 +27,7 @@ from orchestration.performance import performance_asset, report_performance
 from orchestration.project import Paths
 from orchestration.promises import broken_promise, kept
 from orchestration.realised import measure
+from orchestration.retraining import decide
 from orchestration.training_sets import ScoringError, training_set_file
 from orchestration.warehouse import Connection, open_warehouse
 from serving.performance import read_performance
@@ -325,6 +328,14 @@ def test_a_kept_promise_has_no_cause(connection: Connection, where: Paths) -> No
     scored(connection, *some_outcomes())
     assert causes(connection, where) == {}
     assert broken_promise(connection, SCORE, champion(connection), where) is None
+
+
+def test_a_broken_promise_starts_a_training_where_that_is_declared(connection: Connection, where: Paths) -> None:
+    scored(connection, *shuffled())
+    for retrain, starts in ((Retrain(performance=True), True), (Retrain(every_days=1000.0), False)):
+        score = msgspec.structs.replace(SCORE, retrain=retrain)
+        decision = decide(connection, score, {"training_set": "new"}, "engine", True, DAY + timedelta(days=60), where)
+        assert (decision.trigger or "").startswith(f"performance: version 3 at {DAY}, on 800 customers") == starts
 
 
 def test_before_anything_has_matured_nothing_is_broken(connection: Connection, where: Paths) -> None:
