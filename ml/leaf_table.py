@@ -7,10 +7,8 @@ a row then costs a lookup per tree.
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from catboost import CatBoost
     from numpy.typing import NDArray
 
-CHUNK = 8192  # rows a thread looks up at a time: what they are added up in stays in the processor's cache
+CHUNK = 8192  # rows looked up at a time: what they are added up in stays in the processor's cache
 CHECKED = 8  # rows for which CatBoost is asked too, before a table is believed
 TOLERANCE = 1e-9
 
@@ -101,17 +99,9 @@ def added_by_features(
         place = np.zeros(len(features), dtype=np.int64) if of_class is None else of_class
         return values[np.arange(len(features)), place, :-1]
     sums = np.zeros((features.shape[1], len(features)))
-
-    def add(start: int) -> None:
+    for start in range(0, len(features), CHUNK):
         rows = slice(start, start + CHUNK)
         _add(table, features[rows], None if of_class is None else of_class[rows], sums[:, rows])
-
-    starts = range(0, len(features), CHUNK)
-    if len(starts) > 1:
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            list(threads.map(add, starts))
-    elif starts:
-        add(0)
     return sums.T
 
 

@@ -25,8 +25,9 @@ def raw_scores(booster: "CatBoost", features: "NDArray[np.float32]") -> "NDArray
     """What the trees add up to for each row of an encoded matrix (rows, columns).
 
     (rows,): log-odds of outcome 1, or an amount; of a category (rows, classes), whose softmax are the probabilities.
+    By one thread, as who has many rows scores several batches at a time.
     """
-    return np.asarray(booster.predict(features), dtype=np.float64)
+    return np.asarray(booster.predict(features, thread_count=1), dtype=np.float64)
 
 
 def outcomes(

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, date, datetime
 from itertools import chain
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from ml.registry import Model
 
 Tell = Callable[[int, int], None]
+
+MOST_WORKERS = 4  # threads that score
 
 
 def score_dates(
@@ -147,21 +151,19 @@ def _insert(
 
     failures: list[Exception] = []
 
-    def scored(batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            if batch.num_rows:
-                yield prediction.score_batch(model, score, batch, scored_at)
+    def scored(batch: pa.RecordBatch) -> pa.RecordBatch:
+        return prediction.score_batch(model, score, batch, scored_at)
 
-    def given(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def given(ready: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         try:
-            for batch in batches:
+            for batch in ready:
                 tell(batch.num_rows)
                 yield batch
         except Exception as error:
             failures.append(error)
             raise
 
-    with warehouse.batches(connection, rows) as batches, closing(_ahead(scored(_ahead(iter(batches))))) as ready:
+    with warehouse.batches(connection, rows) as batches, closing(_several_at_a_time(scored, batches)) as ready:
         first = next(ready)
         reader = pa.RecordBatchReader.from_batches(first.schema, given(chain([first], ready)))
         try:
@@ -173,13 +175,23 @@ def _insert(
             raise
 
 
-def _ahead(batches: "Iterator[pa.RecordBatch]") -> "Generator[pa.RecordBatch, None, None]":
-    """The same batches, each made in a thread while the one before is written."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
-            yield batch
+def _several_at_a_time(
+    work: "Callable[[pa.RecordBatch], pa.RecordBatch]", batches: "Iterable[pa.RecordBatch]"
+) -> "Generator[pa.RecordBatch, None, None]":
+    """What becomes of each batch, in order: made by several threads, while the next is read and the one before written.
+
+    Not by more than a few, since each batch in work takes memory.
+    """
+    workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    with ThreadPoolExecutor(workers) as threads:
+        coming: deque[Future[pa.RecordBatch]] = deque()
+        for batch in batches:
+            if batch.num_rows:
+                coming.append(threads.submit(work, batch))
+            if len(coming) > workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _make_table(connection: Connection, score: Score) -> None:
