@@ -19,9 +19,9 @@ from ml import prediction
 from ml.declarations import Feature, Project, Score
 from ml.learning import Explained
 from orchestration import monitoring, scoring, warehouse
+from orchestration.judging import current_champion
 from orchestration.project import Paths
 from orchestration.publishing import publish
-from orchestration.training import current_champion
 from orchestration.training_sets import training_set_file
 from orchestration.warehouse import Connection
 from serving.app import create_app

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from ml.training import BadLabel, train
+from ml.labels import BadLabel
+from ml.training import train
 from orchestration import versions
 from orchestration.project import Paths
 from orchestration.training_sets import (
