@@ -16,7 +16,7 @@ export MPLCONFIGDIR := $(CACHE)/matplotlib
 
 PYTHON ?= python3
 BIN := .venv/bin
-SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models
+SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models tests/projects/card_tier
 
 .PHONY: setup run backfill sets versions train promote rollback rescore leaks test check serve ui bench days lock format clean help
 
