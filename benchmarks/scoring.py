@@ -96,7 +96,7 @@ def make(folder: Path, rows: str, trees: str) -> Measured:
     from ml.encoding import encode, learn_encoder
     from ml.learning import Explained
     from ml.registry import Card
-    from ml.training import PARAMS
+    from ml.fitting import PARAMS
     from orchestration import versions, warehouse
 
     score = the_score(Explained(), 0.0)
