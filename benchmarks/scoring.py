@@ -94,9 +94,9 @@ def make(folder: Path, rows: str, trees: str) -> Measured:
     from ml import prediction, registry
     from ml.calibration import Calibration
     from ml.encoding import encode, learn_encoder
+    from ml.fitting import PARAMS
     from ml.learning import Explained
     from ml.registry import Card
-    from ml.fitting import PARAMS
     from orchestration import versions, warehouse
 
     score = the_score(Explained(), 0.0)
