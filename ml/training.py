@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ml import calibration as calibrating
 from ml import fitting
 from ml.baseline import naive_forecast
 from ml.calibration import Calibration, learn_calibration
@@ -34,6 +35,7 @@ SHARE_HELD_OUT = 4  # one date in four, where there are fewer than four times MO
 def recipe() -> str:
     """A hash of what is fixed here, and of the metrics: two trainings of different recipes can differ."""
     fixed = [fitting.PARAMS, fitting.LOSSES, fitting.SPACE, fitting.MOST_TREES, fitting.PATIENCE]
+    fixed += [fitting.WITHOUT_SEARCH, calibrating.LEAST_ROWS, calibrating.LEAST_OUTCOMES]
     fixed += [fitting.TREES_WITHOUT_VALIDATION, MOST_HELD_OUT, SHARE_HELD_OUT, METRICS]
     return hashlib.sha256(msgspec.json.encode(fixed)).hexdigest()[:8]
 

@@ -2,7 +2,7 @@
 them.
 
 Each decision is recorded first. Then what comes of it is made at once, in a run that the UI shows: predictions,
-generation, drift report. Where that is killed or stopped by a check, the next `make run` makes it.
+generation, reports. Where that is killed or stopped by a check, the next `make run` makes it.
 """
 
 import argparse
@@ -160,7 +160,8 @@ def _decide(
                 decided = decision(connection, score)
             say(f"{score.name}: {decided}")
             everything = define(where).resolve_job_def("everything")
-            made = [("predictions", name), ("generations", name), ("reports", f"{name}_drift")]
+            made = [("predictions", name), ("generations", name)]
+            made += [("reports", f"{name}_{report}") for report in ("drift", "performance")]
             config: dict[str, Any] = {}
             if asked:
                 made += [("training_sets", name), ("models", name)]

@@ -34,7 +34,7 @@ SEED = 0
 
 
 class Training(dg.Config):
-    """Why to train now, whatever the score declares; nothing else would be said in its row of `ml.model_versions`."""
+    """Why a candidate is to be trained now, whatever its score declares: that is told as its trigger."""
 
     asked: str = Field(default="", description="why a candidate is to be trained now; without it retrain: decides")
 
@@ -85,9 +85,7 @@ def train_version(
         trigger=trigger,
     )
     card = registry.save(folder, candidate.booster, cards.evaluated(candidate, made))
-    versions.record_version(
-        connection, card, trained_by(score), champion_metrics, champion["version"] if champion else None
-    )
+    versions.record_version(connection, card, trained_by(score))
     found = versions.newest_version(connection, score)
     assert found is not None, "the version just recorded"
     return found

@@ -201,13 +201,8 @@ def trained_since(connection: Connection, score: Score, day: date) -> int:
     return int(warehouse.one(connection, query, [score.name, score.name, day])[0])
 
 
-def record_version(
-    connection: Connection,
-    card: Card,
-    engine: str,
-    champion_metrics: Mapping[str, float] | None,
-    champion_version: int | None,
-) -> None:
+def record_version(connection: Connection, card: Card, engine: str) -> None:
+    """Adds a version that nobody has judged or promoted yet; `engine` is what trained it, besides its rows."""
     connection.execute(
         "insert into ml.model_versions by name select unnest(?)",
         [
@@ -225,8 +220,8 @@ def record_version(
                 "metrics": json.dumps(card.metrics),
                 "baseline_metrics": json.dumps(card.baseline),
                 "baseline": card.baseline_name,
-                "champion_metrics": json.dumps(champion_metrics) if champion_metrics is not None else None,
-                "champion_version": champion_version,
+                "champion_metrics": json.dumps(card.champion) if card.champion_version is not None else None,
+                "champion_version": card.champion_version,
                 "trees": card.trees,
                 "booster_sha256": card.booster_sha256,
                 "trained_at": card.trained_at,

@@ -41,8 +41,7 @@ from serving.lookups import (
     unknown_customer,
 )
 from serving.pages import pages
-from serving.performance import performance_handler
-from serving.versions import versions_handlers
+from serving.versions import performance_handler, versions_handlers
 
 log = logging.getLogger("serving")
 

@@ -1,21 +1,14 @@
 """Promised and realised, as a score's page and the API tell it. The pipeline writes the file."""
 
-import asyncio
 from datetime import date
 from pathlib import Path
 
 import msgspec
-from litestar import get
-from litestar.exceptions import NotFoundException
-from litestar.handlers import HTTPRouteHandler
 
 from ml.metrics import METRICS
 from ml.realised import Performance, RealisedMetric, Verdict
-from serving.catalogue import Catalogue
-from serving.lookups import NOT_SERVED, ScoreName, problem_spec, served_score
 
 FIGURES = "performance.json"
-UNKNOWN = problem_spec("The score is not known, or nothing has been told of its performance yet; `detail` says which.")
 ROOM = 0.12  # of a chart's height, above and below
 
 
@@ -64,25 +57,6 @@ def read_performance(reports: Path | None, score: str) -> Performance | None:
         except (OSError, msgspec.DecodeError, msgspec.ValidationError):
             continue
     return None
-
-
-def performance_handler(catalogue: Catalogue, reports: Path | None) -> HTTPRouteHandler:
-    """The handler of a score's performance over a folder of reports."""
-
-    @get(
-        "/scores/{score:str}/performance",
-        tags=["scores"],
-        summary="What was promised of a score, and what was realised",
-        responses={404: UNKNOWN, 503: NOT_SERVED},
-    )
-    async def performance(score: ScoreName) -> Performance:
-        served_score(catalogue, score)
-        found = await asyncio.to_thread(read_performance, reports, score)
-        if found is None:
-            raise NotFoundException(detail=f"Nothing is told of the performance of '{score}' yet: the next run does.")
-        return found
-
-    return performance
 
 
 def performance_view(performance: Performance) -> PerformanceView:

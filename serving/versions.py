@@ -1,4 +1,4 @@
-"""GET /scores/{score}/versions: the versions of a score, and the model card of each, whatever its gate said."""
+"""What the API tells of a score's versions: the model card of each, whatever its gate said, and what was realised."""
 
 import asyncio
 from pathlib import Path
@@ -10,10 +10,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
+from ml.realised import Performance
 from serving.catalogue import Catalogue
-from serving.lookups import ScoreName, problem_spec, short
+from serving.lookups import NOT_SERVED, ScoreName, problem_spec, served_score, short
 from serving.model_cards import DATA, VersionCard, Versions, all_versions, card_file, read_versions
+from serving.performance import read_performance
 
+UNTOLD = problem_spec("The score is not known, or nothing has been told of its performance yet; `detail` says which.")
 Version = Annotated[int, Parameter(description="A version, as GET /scores/{score}/versions lists it.")]
 
 
@@ -63,3 +66,22 @@ def versions_handlers(catalogue: Catalogue, reports: Path | None) -> list[HTTPRo
         return Response(await asyncio.to_thread(read), media_type=MediaType.JSON)
 
     return [list_versions, one_version]
+
+
+def performance_handler(catalogue: Catalogue, reports: Path | None) -> HTTPRouteHandler:
+    """The handler of a score's performance over a folder of reports."""
+
+    @get(
+        "/scores/{score:str}/performance",
+        tags=["scores"],
+        summary="What was promised of a score, and what was realised",
+        responses={404: UNTOLD, 503: NOT_SERVED},
+    )
+    async def performance(score: ScoreName) -> Performance:
+        served_score(catalogue, score)
+        found = await asyncio.to_thread(read_performance, reports, score)
+        if found is None:
+            raise NotFoundException(detail=f"Nothing is told of the performance of '{score}' yet: the next run does.")
+        return found
+
+    return performance

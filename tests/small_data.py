@@ -140,7 +140,7 @@ def a_warehouse(connection: duckdb.DuckDBPyConnection, where: Paths, score: Scor
     model = a_model_of_classes() if score.kind == "category" else a_model()
     card = registry.save(where.models / score.name / "3", model.booster, model.card)
     versions.create_tables(connection)
-    versions.record_version(connection, card, "engine", None, None)
+    versions.record_version(connection, card, "engine")
     versions.record_gate(connection, score, 3, [])
     connection.execute(
         f"""
@@ -161,6 +161,6 @@ def another_version(
     """A later version of the score, of other rows, on disk and in the warehouse, which no gate has judged."""
     candidate = train(some_rows(seed=seed), a_score())
     card = make_card(candidate, score, version=version, training_set="e" * 64, trained_at=TRAINED_AT)
-    card = msgspec.structs.replace(card, **changes)
+    card = msgspec.structs.replace(card, champion=a_model().card.metrics, champion_version=3, **changes)
     saved = registry.save(where.models / score.name / str(version), candidate.booster, card)
-    versions.record_version(connection, saved, "engine", a_model().card.metrics, 3)
+    versions.record_version(connection, saved, "engine")

@@ -194,7 +194,7 @@ def a_version(
     """A version, trained and judged."""
     made = msgspec.structs.replace(card or a_model().card, version=number, trained_at=WHEN + timedelta(days=number))
     saved = registry.save(where.models / "leaving" / str(number), a_model().booster, made)
-    versions.record_version(connection, saved, "engine", None, None)
+    versions.record_version(connection, saved, "engine")
     versions.record_gate(connection, a_score(), number, gate)
 
 

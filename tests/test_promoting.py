@@ -1,6 +1,5 @@
 """What people decide of versions is refused with the reason, or recorded, and then what is served."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -161,10 +160,10 @@ def test_a_decision_is_published_when_its_command_ends_and_the_ui_shows_it(loans
     run = copy_of(loans_run, tmp_path)
     models = run.data / "models" / "default_risk"
     model = registry.load(models / "1")
-    card = registry.save(models / "2", model.booster, msgspec.structs.replace(model.card, version=2))
+    made = msgspec.structs.replace(model.card, version=2, champion=model.card.metrics, champion_version=1)
+    card = registry.save(models / "2", model.booster, made)
     with warehouse.open_warehouse(run.data / "warehouse.duckdb") as connection:
-        champion = json.loads(json.dumps(model.card.metrics))
-        versions.record_version(connection, card, "another engine", champion, 1)
+        versions.record_version(connection, card, "another engine")
     promoted = command(run, "promote", "--score", "default_risk", "--version", "2", "--reason", 'Say "why"; $HOME')
     assert promoted.returncode == 0, promoted.stdout
     assert "default_risk: version 2 by force instead of version 1, " in promoted.stdout

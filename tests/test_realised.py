@@ -174,7 +174,7 @@ def a_version(connection: Connection, where: Paths, version: int, promoted: bool
     card = registry.Card(**({name: getattr(model.card, name) for name in model.card.__struct_fields__} | told | changes
                             | {"version": version}))  # fmt: skip
     registry.save(where.models / "leaving" / str(version), model.booster, card)
-    versions.record_version(connection, card, "engine", None, None)
+    versions.record_version(connection, card, "engine")
     if promoted:
         versions.record_gate(connection, SCORE, version, [])
 

@@ -33,7 +33,7 @@ def connection(where: Paths) -> Any:
         model = a_model(version=1, training_set="old")
         card = registry.save(where.models / "leaving" / "1", model.booster, model.card)
         versions.record_training_set(opened, a_score(), {"training_set": "old", "known_until": LEARNED_UNTIL})
-        versions.record_version(opened, card, "engine", None, None)
+        versions.record_version(opened, card, "engine")
         versions.record_gate(opened, a_score(), 1, [])
         opened.execute(
             """

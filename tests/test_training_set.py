@@ -159,7 +159,7 @@ def test_training_sets_of_old_versions_are_removed_but_not_the_champions(warehou
         warehouse.execute(f"update features.customer_features set spend = {version}")
         sets.append(frozen(warehouse, tmp_path)["training_set"])
         card = msgspec.structs.replace(a_model().card, score=score.name, version=version, training_set=sets[-1])
-        versions.record_version(warehouse, card, "an engine", None, None)
+        versions.record_version(warehouse, card, "an engine")
         if version == 2:
             versions.record_gate(warehouse, score, version, [])  # no condition, so it passes
     assert prune_training_sets(warehouse, score, folder) == sorted([sets[0], sets[2]])

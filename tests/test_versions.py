@@ -21,7 +21,7 @@ PASSED = [GateResult("roc_auc >= 0.5", {"roc_auc": 0.9}, passed=True, note="")]
 def warehouse(tmp_path: Path) -> Iterator[Connection]:
     with open_warehouse(tmp_path / "warehouse.duckdb") as connection:
         versions.create_tables(connection)
-        versions.record_version(connection, a_model().card, "engine", None, None)
+        versions.record_version(connection, a_model().card, "engine")
         yield connection
 
 
@@ -61,7 +61,7 @@ def promoted(connection: Connection, *decisions: tuple[int, versions.How]) -> No
     """Versions 3, 4 and 5, and what was decided of them."""
     for version in (4, 5):
         card = msgspec.structs.replace(a_model().card, version=version)
-        versions.record_version(connection, card, "engine", None, None)
+        versions.record_version(connection, card, "engine")
     for version, how in decisions:
         versions.promote(connection, a_score(), version, how, "for a reason")
 
