@@ -85,6 +85,8 @@ def _version(
         f" on {version['train_from']} to {version['train_to']} ({version['train_rows']:,} rows),"
         f" held out {version['holdout_from']} to {version['holdout_to']}"
     )
+    if version["trigger"]:
+        yield f"    trained for: {version['trigger']}"
     if version["kind"] != score.kind:
         yield f"    is of another kind: {version['kind']}"
     yield f"    {'; '.join(_metrics(version, verdict))}"

@@ -161,6 +161,7 @@ def another_version(
     """A later version of the score, of other rows, on disk and in the warehouse, which no gate has judged."""
     candidate = train(some_rows(seed=seed), a_score())
     card = make_card(candidate, score, version=version, training_set="e" * 64, trained_at=TRAINED_AT)
-    card = msgspec.structs.replace(card, champion=a_model().card.metrics, champion_version=3, **changes)
+    changes = {"champion": a_model().card.metrics, "champion_version": 3, "trigger": "new labels", **changes}
+    card = msgspec.structs.replace(card, **changes)
     saved = registry.save(where.models / score.name / str(version), candidate.booster, card)
     versions.record_version(connection, saved, "engine")

@@ -141,6 +141,7 @@ def test_what_is_listed_says_what_became_of_each_version(shop: Shop) -> None:
     assert "    promoted: version 4 by force instead of version 3, " in told
     assert f"by {versions.user()}: scores were too low" in told
     assert "leaving/4 are gone or damaged" in told
+    assert "\n    trained for: new labels\n" in told
     assert "roc_auc 0." in told and "champion then 0." in told and "naive 0." in told
 
 
