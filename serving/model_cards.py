@@ -18,6 +18,7 @@ from ml.standing import Reign, Standing, Verdict
 from serving.generation import NAME
 
 INDEX, PAGE, DATA = "versions.json", "card.html", "card.json"
+LONGEST = 9  # digits of a version: a folder's name can't be of any length
 
 
 class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +117,7 @@ def all_versions(reports: Path | None) -> list[Versions]:
 
 def card_file(reports: Path | None, score: str, version: int, name: str) -> Path | None:
     """The page or the data of a version's card, None if there is none."""
-    if reports is None or not NAME.fullmatch(score):
+    if reports is None or not NAME.fullmatch(score) or not 0 < version < 10**LONGEST:
         return None
     file = versions_folder(reports, score) / str(version) / name
     return file if file.is_file() else None

@@ -58,8 +58,8 @@ def versions_handlers(catalogue: Catalogue, reports: Path | None) -> list[HTTPRo
             file = card_file(reports, score, version, DATA)
             if file is None:
                 known = [line.version for line in versions_of(score).versions]
-                listed = ", ".join(map(str, known))
-                detail = f"Score '{score}' has no version {version}. Known versions: {listed or 'none yet'}."
+                listed = ", ".join(map(str, known)) or "none yet"
+                detail = f"Score '{score}' has no version {short(str(version))}. Known versions: {listed}."
                 raise NotFoundException(detail=detail, extra={"known_versions": known})
             return file.read_bytes()
 

@@ -27,7 +27,7 @@ from orchestration.carding import git_commit, tell_versions
 from orchestration.project import Paths
 from reports.model_card import model_card
 from serving.app import create_app
-from serving.model_cards import VersionCard, read_versions
+from serving.model_cards import PAGE, VersionCard, card_file, read_versions
 from tests.sample_generations import publish
 from tests.small_data import a_candidate, a_model, a_score
 
@@ -249,6 +249,22 @@ def test_a_version_whose_files_are_damaged_keeps_its_card_and_stops_no_other(
     assert told is not None and [line.version for line in told.versions] == [4, 2, 1]
 
 
+def test_a_champion_whose_card_was_changed_is_listed_as_what_it_is(
+    connection: duckdb.DuckDBPyConnection, where: Paths
+) -> None:
+    a_version(connection, where, 1, PASSED)
+    tell_versions(connection, a_score(), where)
+    (where.models / "leaving" / "1" / "card.json").write_text("{}")
+    a_version(connection, where, 2, FAILED)
+    for champion, reigns in ((1, ["never", "now"]), (2, ["now", "before"])):
+        if champion == 2:
+            versions.promote(connection, a_score(), 2, "force", "a reason")
+        assert tell_versions(connection, a_score(), where) == [2]
+        told = read_versions(where.reports, "leaving")
+        assert told is not None and [line.champion for line in told.versions] == reigns
+        assert card_file(where.reports, "leaving", 1, PAGE), "its page stays"
+
+
 def test_a_log_of_promotions_says_who_and_why(connection: duckdb.DuckDBPyConnection, where: Paths) -> None:
     a_version(connection, where, 1, PASSED)
     connection.execute(
@@ -351,6 +367,7 @@ def test_the_api_lists_versions_and_gives_the_card_of_each(client: TestClient[Li
     ("path", "detail", "extra"),
     [
         ("leaving/versions/9", "no version 9. Known versions: 2, 1.", {"known_versions": [2, 1]}),
+        pytest.param(f"leaving/versions/{'9' * 300}", "99…. Known", {"known_versions": [2, 1]}, id="300 digits"),
         ("nobody/versions", "Unknown score 'nobody'", {"known_scores": ["leaving", "new", "refused"]}),
         ("nobody/versions/1", "Unknown score 'nobody'", {"known_scores": ["leaving", "new", "refused"]}),
         ("..%2fleaving/versions", "Nothing is at", {}),
@@ -388,7 +405,11 @@ def test_a_card_is_served_without_scripts_and_shut_off_from_everything(client: T
     assert "Refused by its gate" in answer.text
 
 
-@pytest.mark.parametrize("path", ["leaving/9", "leaving/x", "leaving/²", "nobody/1", "..%2fleaving/1", "leaving/01x"])
+MISSING = ["leaving/9", "leaving/x", "leaving/²", "nobody/1", "..%2fleaving/1", "leaving/01x"]
+LONG = [pytest.param(f"leaving/{'9' * digits}", id=f"{digits} digits") for digits in (300, 5000)]
+
+
+@pytest.mark.parametrize("path", [*MISSING, *LONG])
 def test_a_card_that_is_not_there_is_said_to_be_missing(client: TestClient[Litestar], path: str) -> None:
     answer = client.get(f"/models/{path}")
     assert answer.status_code == 404
