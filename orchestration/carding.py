@@ -37,8 +37,8 @@ def tell_versions(connection: Connection, score: Score, where: Paths) -> list[in
     """Brings the model cards of all versions of a score up to date; gives the versions whose card was written.
 
     A card is written where it is missing, or where the version, its verdict, its promotions, whether it is champion, or
-    the page's form has changed. A version whose own files are damaged keeps the card that it has. Each file is whole or
-    not written at all, and the list of versions is written last.
+    the page's form has changed. A version whose own files are damaged keeps the page that it has, and the list says
+    where it stands. Each file is whole or not written at all, and the list of versions is written last.
     """
     from reports.model_card import edition
 
@@ -55,12 +55,14 @@ def tell_versions(connection: Connection, score: Score, where: Paths) -> list[in
         content = _content(where.models / score.name / str(version) / "card.json")
         told = [score.title, score.description, score.owner, score.email, frozen.get("known_until"), standing]
         of = hashlib.sha256(msgspec.json.encode([form, content, *told])).hexdigest()
-        if old is not None and (content is None or (old.made_from == of and _is_there(where, score, version))):
+        if old is not None and old.made_from == of and _is_there(where, score, version):
             lines.append(old)
         elif (card := _card(where, score, version)) is not None:
             _write(card, standing, score, where, frozen)
             lines.append(_line(card, standing, of))
             written.append(version)
+        elif old is not None:
+            lines.append(msgspec.structs.replace(old, **_stands(standing)))
     if before is None or written or before.versions != lines:
         file = versions_folder(where.reports, score.name) / INDEX
         with replaced(file) as staged:
@@ -160,13 +162,20 @@ def _line(card: "Card", standing: Standing, of: str) -> VersionLine:
     return VersionLine(
         version=card.version,
         trained_at=card.trained_at,
-        verdict=standing.verdict,
-        champion=standing.champion,
-        failed=tuple(result.condition for result in standing.gate if not result.passed),
+        **_stands(standing),
         metric=metric,
         value=_measured(card.metrics).get(metric),
         interval=card.intervals.get(metric),
         baseline=_measured(card.baseline).get(metric),
-        promoted_at=standing.promotions[0].promoted_at if standing.promotions else None,
         made_from=of,
     )
+
+
+def _stands(standing: Standing) -> dict[str, Any]:
+    """What a line says of where a version stands, which is known also where its own files are damaged."""
+    return {
+        "verdict": standing.verdict,
+        "champion": standing.champion,
+        "failed": tuple(result.condition for result in standing.gate if not result.passed),
+        "promoted_at": standing.promotions[0].promoted_at if standing.promotions else None,
+    }
