@@ -29,6 +29,14 @@ def load_card(where: Paths, score: Score, version: int) -> "Card":
         return registry.load_card(model_folder(where.models, score, version))
 
 
+def card_of(where: Paths, score: Score, version: int) -> "Card | None":
+    """A version's card; None if it is damaged, which other steps tell."""
+    try:
+        return load_card(where, score, version)
+    except DamagedModel:
+        return None
+
+
 def load_model(where: Paths, score: Score, version: int) -> "Model":
     """A version's model, ready to score. Raises `DamagedModel` if its files are not as they were saved."""
     from ml import registry

@@ -16,9 +16,10 @@ from ml.realised import Performance, RealisedDate, drifted_share
 from orchestration import versions, warehouse
 from orchestration.checks import AS_PROMISED, refuse_unsound
 from orchestration.judging import current_champion
+from orchestration.model_files import card_of
 from orchestration.project import Paths, read_json, replaced
 from orchestration.promises import Kept, drift_figures, kept, told_with_causes
-from orchestration.realised import card_of, measure, realised_dates
+from orchestration.realised import measure, realised_dates
 from orchestration.training_sets import clock
 from orchestration.warehouse import Connection
 from serving.performance import FIGURES

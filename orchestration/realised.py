@@ -13,7 +13,7 @@ import msgspec
 from ml.declarations import Score
 from ml.realised import Promise, RealisedDate, RealisedMetric, realised_metrics
 from orchestration import versions, warehouse
-from orchestration.model_files import DamagedModel, load_card
+from orchestration.model_files import card_of
 from orchestration.project import Paths
 from orchestration.training import SEED
 from orchestration.training_sets import ScoringError
@@ -74,14 +74,6 @@ def measure(connection: Connection, score: Score, today: date, where: Paths) -> 
             _record(connection, score, found, row["made_from"])
             measured.append((version, row["as_of_date"]))
     return measured
-
-
-def card_of(where: Paths, score: Score, version: int) -> "Card | None":
-    """A version's card; None if it is damaged, which other steps tell."""
-    try:
-        return load_card(where, score, version)
-    except DamagedModel:
-        return None
 
 
 def _due(connection: Connection, score: Score, today: date) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from ml.realised import drifted_share
 from ml.registry import contract_of
 from ml.scores import Score
 from orchestration import versions, warehouse
-from orchestration.model_files import load_card
+from orchestration.model_files import card_of
 from orchestration.project import Paths, read_json
 from orchestration.warehouse import Connection
 from serving.performance import read_performance
@@ -126,7 +126,8 @@ def _drifted(score: Score, version: int, line: float, where: Paths) -> str | Non
     """That features which carry this share of a version's importance have drifted, by its newest report."""
     reports = sorted((where.reports / score.name).glob("????-??-??/drift.json"), reverse=True)
     figures = next((one for one in map(read_json, reports) if one.get("model_version") == version), None)
-    drift = drifted_share(figures["metrics"], load_card(where, score, version).importance) if figures else None
+    card = card_of(where, score, version) if figures else None
+    drift = drifted_share(figures["metrics"], card.importance) if figures and card else None
     if drift is None or drift[0] < line:
         return None
     share, names = drift

@@ -108,6 +108,14 @@ def test_drift_of_another_version_starts_nothing(connection: Any, where: Paths) 
     assert decided(connection, where, Retrain(drift=0.5), date(2024, 5, 9)).trigger is None
 
 
+def test_a_damaged_champion_keeps_no_candidate_from_being_trained(connection: Any, where: Paths) -> None:
+    drift_report(where, *a_model().card.importance)
+    (where.models / "leaving" / "1" / registry.CARD).write_text("{}")
+    today = date(2024, 5, 9)
+    assert decided(connection, where, Retrain(drift=0.5), today).trigger is None
+    assert decided(connection, where, Retrain(drift=0.5, new_labels=3), today).trigger is not None
+
+
 def test_a_cool_down_holds_back_what_has_fired_and_says_until_when(connection: Any, where: Paths) -> None:
     cautious = Retrain(new_labels=1, cooldown_days=5.0)
     assert decided(connection, where, cautious, date(2024, 5, 10)) == Decision(
