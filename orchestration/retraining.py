@@ -90,7 +90,9 @@ def _fired(
     if declared.new_labels is not None:
         yield f"new labels: {fresh:,}, of {declared.new_labels:,} asked for" if fresh >= declared.new_labels else None
     champion = versions.champion(connection, score)
-    if champion is None:
+    if champion is None:  # of whom no report tells: where reports alone start a training none ever would
+        if fresh and declared.every_days is None and declared.new_labels is None:
+            yield f"no version has passed its gate yet, and there are {fresh:,} new labels"
         return
     if declared.drift is not None:
         yield _drifted(score, champion["version"], declared.drift, where)

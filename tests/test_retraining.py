@@ -116,6 +116,23 @@ def test_a_damaged_champion_keeps_no_candidate_from_being_trained(connection: An
     assert decided(connection, where, Retrain(drift=0.5, new_labels=3), today).trigger is not None
 
 
+def test_without_a_champion_of_whom_reports_could_tell_new_labels_start_a_training(
+    connection: Any, where: Paths
+) -> None:
+    connection.execute("delete from ml.promotions")
+    assert versions.champion(connection, a_score()) is None
+    today = date(2024, 5, 9)
+    for told_by_reports in (Retrain(drift=0.5), Retrain(performance=True)):
+        assert decided(connection, where, told_by_reports, LEARNED_UNTIL).trigger is None
+        assert decided(connection, where, told_by_reports, today).trigger == (
+            "no version has passed its gate yet, and there are 3 new labels"
+        )
+        cautious = msgspec.structs.replace(told_by_reports, cooldown_days=5.0)
+        assert decided(connection, where, cautious, today).is_held_back
+    for waiting in (Retrain(every_days=7.0, drift=0.5), Retrain(new_labels=10, performance=True)):
+        assert decided(connection, where, waiting, today).trigger is None
+
+
 def test_a_cool_down_holds_back_what_has_fired_and_says_until_when(connection: Any, where: Paths) -> None:
     cautious = Retrain(new_labels=1, cooldown_days=5.0)
     assert decided(connection, where, cautious, date(2024, 5, 10)) == Decision(
