@@ -107,7 +107,7 @@ def _of_slices(function: str, column: str, metric: str, slices: Sequence[Slice])
         if one.column == column and not math.isnan(one.metrics.get(name, math.nan))
     ]
     if not measured:
-        needed = f"it makes them where it has at most {MOST_VALUES} values, of {LEAST_ROWS} held-out rows at least"
+        needed = f"it makes them where the training set has it, with at most {MOST_VALUES} values of {LEAST_ROWS} rows"
         return math.nan, f"{column} has no slice on which {name} can be measured: {needed}"
     value, where = OF_SLICES[function](measured)
     return value, f"{column} '{where}'"

@@ -3,18 +3,22 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ml.declarations import Score
-from ml.gate import GateResult, check_gate, sliced_columns
+from ml.encoding import EncodingError
+from ml.gate import GateResult, check_gate, gate_names, sliced_columns
 from ml.slices import Slice
 from orchestration import versions
-from orchestration.model_files import load_model
+from orchestration.model_files import DamagedModel, load_model
 from orchestration.project import Paths
 from orchestration.training_sets import ScoringError, training_rows
 from orchestration.warehouse import Connection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def judge(connection: Connection, score: Score, version: dict[str, Any], where: Paths) -> list[GateResult]:
@@ -25,13 +29,13 @@ def judge(connection: Connection, score: Score, version: dict[str, Any], where: 
     known = versions.gate_of(connection, score, version["version"])
     if [result.condition for result in known] == list(score.gate):
         return known
-    champion_metrics = json.loads(version["champion_metrics"]) if version["champion_metrics"] else None
+    compared, champion_metrics = _compared(connection, score, version, where)
     results = check_gate(
         score.gate,
         json.loads(version["metrics"]),
         json.loads(version["baseline_metrics"]),
         champion_metrics,
-        *_slices(connection, score, version, where),
+        *_slices(connection, score, version, compared, where),
     )
     undone = versions.taken_back(connection, score, version["version"])
     if undone is not None and all(result.passed for result in results):
@@ -41,23 +45,60 @@ def judge(connection: Connection, score: Score, version: dict[str, Any], where: 
     return results
 
 
-def _slices(
+def _compared(
     connection: Connection, score: Score, version: dict[str, Any], where: Paths
+) -> tuple[int | None, dict[str, float] | None]:
+    """The version that a gate compares another with, and its metrics on the held-out rows of that one.
+
+    It is the champion of now, measured anew if it was not when the other was trained; where it can't score these rows,
+    and of the champion itself, it is the champion of then.
+    """
+    of_then = json.loads(version["champion_metrics"]) if version["champion_metrics"] else None
+    champion = versions.champion(connection, score)
+    known = (version["version"], version["champion_version"])
+    names = {name for condition in score.gate for name in gate_names(condition)}
+    if champion is None or champion["version"] in known or not any(name.startswith("champion_") for name in names):
+        return version["champion_version"], of_then
+
+    from ml import training
+
+    try:
+        model = load_model(where, score, champion["version"])
+        return champion["version"], training.champion_metrics(model, _held_out(connection, score, version, where))
+    except (EncodingError, DamagedModel):
+        return version["champion_version"], of_then
+
+
+def _slices(
+    connection: Connection, score: Score, version: dict[str, Any], compared: int | None, where: Paths
 ) -> tuple[list[Slice], list[Slice]]:
-    """The slices that the gate speaks of: of a version, and of the champion that it was compared with."""
-    columns = sliced_columns(score.gate)
-    if not columns:
+    """The slices that the gate speaks of: of a version, and of the one that it is compared with.
+
+    A column that the feature model did not have yet makes none, nor does a version that is damaged.
+    """
+    asked = sliced_columns(score.gate)
+    if not asked:
         return [], []
 
     from ml import training
 
-    rows = training.held_out(training_rows(connection, score, version["training_set"], where), score)
-    compared = [version["version"], version["champion_version"]]
-    own, champions = (
-        training.metrics_in_slices(load_model(where, score, one), rows, columns) if one is not None else []
-        for one in compared
-    )
-    return own, champions
+    rows = _held_out(connection, score, version, where)
+    columns = [column for column in asked if column in rows.column_names]
+    found: list[list[Slice]] = []
+    for one in (version["version"], compared):
+        try:
+            of_one = training.metrics_in_slices(load_model(where, score, one), rows, columns) if one is not None else []
+        except DamagedModel:
+            of_one = []
+        found.append(of_one)
+    own, others = found
+    return own, others
+
+
+def _held_out(connection: Connection, score: Score, version: dict[str, Any], where: Paths) -> "pa.Table":
+    from ml import training
+
+    return training.held_out(training_rows(connection, score, version["training_set"], where), score)
 
 
 def current_champion(connection: Connection, score: Score) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""A gate that has changed judges the newest version by the champion of now, and stops nothing whatever it asks for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+
+from ml import registry
+from orchestration import versions, warehouse
+from orchestration.judging import judge
+from orchestration.project import Paths
+from orchestration.training_sets import training_set_file
+from orchestration.warehouse import Connection
+from tests.small_data import a_model, a_score, a_warehouse, another_version, some_rows
+
+SCORE = a_score()
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Paths:
+    return Paths(project=tmp_path, data=tmp_path)
+
+
+@pytest.fixture
+def connection(where: Paths) -> Iterator[Connection]:
+    """Version 4, of which the gate has not judged yet, was compared with version 3, the champion."""
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        a_warehouse(connection, where, SCORE, "n", rows=10)
+        another_version(connection, where, SCORE, 4)
+        file = training_set_file(where.training_sets, SCORE, "e" * 64)
+        file.parent.mkdir(parents=True)
+        pq.write_table(some_rows(customers=80, seed=8), file)
+        yield connection
+
+
+def passed(connection: Connection, where: Paths, condition: str) -> tuple[bool, dict[str, float], str]:
+    newest = versions.newest_version(connection, SCORE)
+    assert newest is not None
+    (verdict,) = judge(connection, msgspec.structs.replace(SCORE, gate=(condition,)), newest, where)
+    return verdict.passed, verdict.values, verdict.note
+
+
+def test_the_champion_is_that_of_now_and_not_of_when_the_version_was_trained(
+    connection: Connection, where: Paths
+) -> None:
+    another_version(connection, where, SCORE, 5)
+    then = passed(connection, where, "roc_auc >= champion_roc_auc + 1")[1]["champion_roc_auc"]
+    assert then == pytest.approx(a_model().card.metrics["roc_auc"])
+    versions.promote(connection, SCORE, 4, "force", "a reason")
+    now = passed(connection, where, "roc_auc >= champion_roc_auc + 2")[1]["champion_roc_auc"]
+    assert now != pytest.approx(then)
+    (where.models / SCORE.name / "4" / registry.BOOSTER).write_bytes(b"")
+    of_then = passed(connection, where, "roc_auc >= champion_roc_auc + 3")[1]["champion_roc_auc"]
+    assert of_then == then, "the champion can't be measured"
+
+
+def test_a_column_that_came_after_the_version_has_no_slice_and_stops_nothing(
+    connection: Connection, where: Paths
+) -> None:
+    has_passed, _, note = passed(connection, where, "min_by('region', roc_auc) >= 0.5")
+    assert not has_passed and note.startswith("region has no slice on which roc_auc can be measured: ")
+
+
+def test_a_champion_that_is_damaged_has_no_slice_and_stops_nothing(connection: Connection, where: Paths) -> None:
+    condition = "min_by('member', roc_auc) >= min_by('member', champion_roc_auc) - 1"
+    assert passed(connection, where, condition)[0]
+    (where.models / SCORE.name / "3" / registry.BOOSTER).write_bytes(b"")
+    has_passed, _, note = passed(connection, where, f"{condition} - 1")
+    assert not has_passed and "member has no slice on which roc_auc can be measured" in note
