@@ -50,6 +50,8 @@ def score_in_shadow(
         scored(challenger)
     except ScoringError as error:
         return f"{name} can't score: {error}"
+    except Exception as error:  # whatever it is, the champion has scored
+        return f"{name} can't score: {type(error).__name__}: {error}"
     found = compare_versions(connection, score, champion["version"], challenger["version"])
     return f"{name}: {found or 'no customer was scored by both yet'}"
 

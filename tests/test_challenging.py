@@ -8,6 +8,7 @@ import dagster as dg
 import msgspec
 import pytest
 
+from ml import prediction
 from ml.declarations import Project
 from orchestration import scoring, versions, warehouse
 from orchestration.challenging import Comparison, compare_versions
@@ -69,6 +70,19 @@ def test_a_challenger_that_is_damaged_or_can_not_read_the_features_is_told_and_s
     assert told["challenger"].startswith("version 4 can't score: score 'leaving': version 4 can't be read: ")
     assert by_version(where) == [(3, 200)]
     assert published(where)["model_version"] == 3
+
+
+def test_whatever_ails_a_challenger_stops_nothing(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = prediction.score_batch
+
+    def score_batch(model: Any, *others: Any) -> Any:
+        if model.card.version == 4:
+            raise MemoryError("no room for its trees")
+        return right(model, *others)
+
+    monkeypatch.setattr(prediction, "score_batch", score_batch)
+    assert scored(where)["challenger"] == "version 4 can't score: MemoryError: no room for its trees"
+    assert by_version(where) == [(3, 200)]
 
 
 def test_without_another_version_of_its_kind_there_is_no_challenger(where: Paths) -> None:
