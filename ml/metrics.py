@@ -1,6 +1,7 @@
 """How good a score is: the metrics of each kind, of scores against what happened."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -96,6 +97,11 @@ def evaluate(kind: Kind, label: "NDArray[Any]", score: "NDArray[Any]") -> dict[s
     measure = {"probability": _probability_metrics, "amount": _amount_metrics, "category": _category_metrics}[kind]
     measured = measure(truth, scores)
     return {name: float(measured[name]) for name in METRICS[kind]}
+
+
+def without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """The metrics as JSON can tell them: what is no finite number is None."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _probability_metrics(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> dict[str, float]:

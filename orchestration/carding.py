@@ -1,7 +1,6 @@
 """Tells people and programs of each version of a score: its model card, written anew when what it says has changed."""
 
 import hashlib
-import math
 import os
 import subprocess
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ml.declarations import Score
-from ml.metrics import METRICS
+from ml.metrics import METRICS, without_nan
 from ml.standing import Promotion, Standing, standing_of
 from orchestration import versions
 from orchestration.project import Paths, replaced
@@ -142,7 +141,7 @@ def _write(card: "Card", standing: Standing, score: Score, where: Paths, frozen:
     page = model_card(card, standing, score, known_until=str(known_until or ""))
     shared = {name: getattr(card, name) for name in VersionCard.__struct_fields__ if hasattr(card, name)}
     of_today = {"title": score.title, "description": score.description, "owner": score.owner}
-    measured = {name: _measured(shared[name]) for name in ("metrics", "baseline", "champion")}
+    measured = {name: without_nan(shared[name]) for name in ("metrics", "baseline", "champion")}
     data = VersionCard(
         **{**shared, **of_today, **measured}, verdict=standing.verdict, standing=standing, known_until=known_until
     )
@@ -152,11 +151,6 @@ def _write(card: "Card", standing: Standing, score: Score, where: Paths, frozen:
             staged.write_bytes(text)
 
 
-def _measured(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """The metrics as JSON can tell them, which has no NaN."""
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
-
-
 def _line(card: "Card", standing: Standing, of: str) -> VersionLine:
     metric = next(iter(METRICS[card.kind]))
     return VersionLine(
@@ -164,9 +158,9 @@ def _line(card: "Card", standing: Standing, of: str) -> VersionLine:
         trained_at=card.trained_at,
         **_stands(standing),
         metric=metric,
-        value=_measured(card.metrics).get(metric),
+        value=without_nan(card.metrics).get(metric),
         interval=card.intervals.get(metric),
-        baseline=_measured(card.baseline).get(metric),
+        baseline=without_nan(card.baseline).get(metric),
         made_from=of,
     )
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -12,6 +11,7 @@ import dagster as dg
 import msgspec
 
 from ml.declarations import Project, Score
+from ml.metrics import without_nan
 from ml.realised import Performance, RealisedDate, drifted_share
 from orchestration import versions, warehouse
 from orchestration.checks import AS_PROMISED, refuse_unsound
@@ -67,14 +67,13 @@ def performance_of(
     """What has been measured of a score, and whether its champion keeps what was promised."""
     card = card_of(where, score, champion["version"])
     judged = kept(connection, score, champion, where)
-    promised = json.loads(champion["metrics"])  # with Python's NaN
     return Performance(
         score=score.name,
         kind=score.kind,
         model_version=champion["version"],
         holdout_from=champion["holdout_from"],
         holdout_to=champion["holdout_to"],
-        promised={name: value if math.isfinite(value) else None for name, value in promised.items()},
+        promised=without_nan(json.loads(champion["metrics"])),
         intervals=card.intervals if card else {},
         verdict=judged.verdict,
         told=judged.told,

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ml.declarations import Project, Score
+from ml.metrics import without_nan
 from orchestration import warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.judging import current_champion
@@ -104,8 +104,8 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         "model_version": version,
         "bands": score.bands,
         "band_counts": {band: band_counts.get(band, 0) for band in (score.bands or card.classes)},
-        "metrics": _measured(card.metrics),
-        "baseline": _measured(card.baseline),
+        "metrics": without_nan(card.metrics),
+        "baseline": without_nan(card.baseline),
         "features": features,
         "rows": rows,
     }
@@ -139,11 +139,6 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     store.flip(where.generations, score.name, generation.generation)
     store.prune(where.generations, score.name, keep=KEPT_GENERATIONS)
     return {**served, "compared": compared, "changed": True}
-
-
-def _measured(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """The metrics as JSON can tell them, which has no NaN."""
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
 def _is_sound(folder: Path) -> bool:
