@@ -146,7 +146,7 @@ def make(folder: Path, rows: str, trees: str) -> Measured:
         )
         card = registry.save(places(folder).models / score.name / "1", booster, card)
         versions.create_tables(connection)
-        versions.record_version(connection, card, "", None, None)
+        versions.record_version(connection, card, "")
         versions.record_gate(connection, score, 1, [])
         scores = prediction.outcomes("probability", booster.predict(matrix), None, Calibration())
         return {"high": float(np.quantile(scores, 0.9))}
