@@ -96,8 +96,10 @@ def fit(params: Mapping[str, Any], rows: Sample, report: Progress, validation: S
     from catboost import CatBoost, Pool
 
     fitted = {"iterations": TREES_WITHOUT_VALIDATION} | dict(params)
-    if validation is not None and "iterations" not in params:
-        fitted |= {"iterations": MOST_TREES, "early_stopping_rounds": PATIENCE, "use_best_model": True}
+    if validation is not None:
+        fitted["use_best_model"] = "iterations" not in params  # CatBoost's default is to cut trees off
+        if fitted["use_best_model"]:
+            fitted |= {"iterations": MOST_TREES, "early_stopping_rounds": PATIENCE}
     pools = [
         Pool(one.matrix, one.label, feature_names=list(one.names)) for one in (rows, validation) if one is not None
     ]
@@ -133,9 +135,10 @@ def search(
             else:
                 chosen[name] = trial.suggest_float(name, least, most, log=by_magnitude)
         booster = fit(params | chosen, rows, report, validation)
-        (measured,) = booster.get_best_score()["validation"].values()
-        tried.append({**chosen, "trees": int(booster.tree_count_), "loss": float(measured)})
-        return float(measured)
+        (by_trees,) = booster.get_evals_result()["validation"].values()
+        measured = float(by_trees[max(1, booster.tree_count_) - 1])  # with the trees that it keeps
+        tried.append({**chosen, "trees": int(booster.tree_count_), "loss": measured})
+        return measured
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=params["random_seed"]))
     study.enqueue_trial({name: WITHOUT_SEARCH[name] for name in space})

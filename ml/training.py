@@ -124,7 +124,7 @@ def train(
         if score.learning.trials:
             params, trials = search(params, score.learning, earlier, later, report)
         stopped = fit(params, earlier, report, later)
-        params["iterations"] = max(1, int(stopped.tree_count_))
+        params.setdefault("iterations", max(1, int(stopped.tree_count_)))
         if score.kind == "probability":
             moment = _days(training, score.as_of)[validation[1]]
             calibration = learn_calibration(raw_scores(stopped, later.matrix), later.label, moment)

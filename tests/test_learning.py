@@ -32,6 +32,13 @@ def test_parameters_that_are_set_are_those_of_the_booster() -> None:
     assert (told["depth"], told["l2_leaf_reg"], told["learning_rate"]) == (2, 9, pytest.approx(0.08))
 
 
+def test_trees_that_are_set_are_not_stopped_early() -> None:
+    assert a_candidate().trees < 150
+    assert learned(params={"trees": 150}).trees == 150
+    searched = learned(params={"trees": 150}, trials=2)
+    assert [trial["trees"] for trial in searched.search] == [150, 150] and searched.trees == 150
+
+
 def test_a_weight_of_the_rare_outcome_raises_the_scores() -> None:
     rows = some_rows(customers=100)
     plain, weighted = learned(rows=rows), learned(rows=rows, params={"positive_weight": 20.0})
