@@ -44,7 +44,8 @@ def learn_calibration(
 
     `raw` are log-odds of rows (rows,) that the booster did not learn from, `label` 0 or 1, `moment` orders their as-of
     dates: the earlier half of the dates fits each method, the later half judges. Where there is one date only, or fewer
-    than 200 rows or 20 of an outcome in either half, nothing is calibrated. Platt: "Probabilistic outputs for support
+    than 200 rows or 20 of an outcome in either half, nothing is calibrated. No logistic turns the scores round, where
+    they rank these rows the wrong way: each reason would have the wrong sign. Platt: "Probabilistic outputs for support
     vector machines", 1999. Isotonic: Zadrozny and Elkan, KDD 2002; its ends stay off 0 and 1 by a pseudo-row each.
     """
     dates = np.unique(moment)
@@ -54,11 +55,14 @@ def learn_calibration(
     if not (_is_enough(label[is_later]) and _is_enough(label[~is_later])):
         return Calibration()
     tried = [fit(raw[~is_later], label[~is_later]) for fit in (_platt, _isotonic)]
+    tried = [one for one in tried if one.slope > 0]
     loss = {one.method: _losses(one, raw[is_later], label[is_later]) for one in (Calibration(), *tried)}
     gain = {one.method: loss["none"] - loss[one.method] for one in tried}
     beyond_chance = [name for name, of in gain.items() if of.mean() > 2 * of.std() / np.sqrt(len(of))]
     best = max(beyond_chance, key=lambda name: float(gain[name].mean()), default="none")
     found = Calibration() if best == "none" else (_platt if best == "platt" else _isotonic)(raw, label)
+    if found.slope <= 0:
+        found = Calibration()
     return msgspec.structs.replace(found, log_loss={name: float(of.mean()) for name, of in loss.items()})
 
 

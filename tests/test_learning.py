@@ -121,6 +121,13 @@ def test_a_bent_curve_is_mended_by_steps_that_never_say_never() -> None:
     assert told.min() > 0 and told.max() < 1
 
 
+def test_scores_that_rank_the_wrong_way_round_are_not_turned() -> None:
+    found = learn_calibration(*outcomes(20_000, slope=-1.0))
+    assert found.slope > 0
+    low, high = calibrated(found, np.array([-3.0, 3.0]))
+    assert low <= high, "a reason that raises the raw score raises the probability"
+
+
 @pytest.mark.parametrize("moment", [np.zeros(20_000), np.concatenate([np.zeros(19_900), np.ones(100)])])
 def test_one_date_or_hardly_a_row_calibrates_nothing(moment: Any) -> None:
     raw, label, _ = outcomes(20_000, shift=-2.0)
