@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 
 MOST_HELD_OUT = 4  # as-of dates
 SHARE_HELD_OUT = 4  # one date in four, where there are fewer than four times MOST_HELD_OUT
+SHARE_MATURED = 0.99  # of labels: by the time in which so many mature a date is whole
 
 
 def recipe() -> str:
     """A hash of what is fixed here, and of the metrics: two trainings of different recipes can differ."""
     fixed = [fitting.PARAMS, fitting.LOSSES, fitting.SPACE, fitting.MOST_TREES, fitting.PATIENCE]
     fixed += [fitting.WITHOUT_SEARCH, calibrating.LEAST_ROWS, calibrating.LEAST_OUTCOMES]
-    fixed += [fitting.TREES_WITHOUT_VALIDATION, MOST_HELD_OUT, SHARE_HELD_OUT, METRICS]
+    fixed += [fitting.TREES_WITHOUT_VALIDATION, MOST_HELD_OUT, SHARE_HELD_OUT, SHARE_MATURED, METRICS]
     return hashlib.sha256(msgspec.json.encode(fixed)).hexdigest()[:8]
 
 
@@ -193,8 +194,8 @@ def holdout_split(rows: pa.Table, as_of: str, newest: int) -> tuple[pa.Table, pa
     """Split by time into training and held-out rows: the `newest` as-of dates are held out.
 
     Training rows are those whose label had matured on or before the first held-out date, so that nothing was learnt
-    which was not known then. A random split would let the model see other days of the same customer (leakage).
-    Raises `TooFewDates` if that leaves no training row.
+    which was not known then, of the as-of dates that were whole by then (`whole_dates`). A random split would let the
+    model see other days of the same customer (leakage). Raises `TooFewDates` if that leaves no training row.
     """
     dates = sorted(pc.unique(rows.column(as_of)).to_pylist())
     if len(dates) <= newest:
@@ -205,14 +206,31 @@ def holdout_split(rows: pa.Table, as_of: str, newest: int) -> tuple[pa.Table, pa
     held_out = pc.greater_equal(rows.column(as_of), pa.scalar(first, rows.schema.field(as_of).type))
     day = pa.scalar(first, rows.schema.field(as_of).type).cast(pa.date32())
     matured = pc.less_equal(rows.column(MATURES_ON).cast(pa.date32(), safe=False), day)
-    training = rows.filter(pc.and_(matured, pc.invert(held_out)))
+    training = whole_dates(rows.filter(pc.and_(matured, pc.invert(held_out))), rows, as_of, day.as_py())
     if not training.num_rows:
         raise TooFewDates(
-            f"{len(dates)} as-of dates with matured labels, of which {newest} are held out, from {day} on: no label of"
-            f" the {len(dates) - newest} before had matured by then"
-            f" (the first matures on {pc.min(rows.column(MATURES_ON))})"
+            f"{len(dates)} as-of dates with matured labels, of which {newest} are held out, from {day} on: none of"
+            f" the {len(dates) - newest} before had its labels matured by then (the first matures on"
+            f" {pc.min(rows.column(MATURES_ON))}, nearly all within {usual_days(rows, as_of)} days)"
         )
     return training, rows.filter(held_out)
+
+
+def whole_dates(rows: pa.Table, all_rows: pa.Table, as_of: str, until: date) -> pa.Table:
+    """Those of the rows whose as-of date was whole on the day `until`: as long ago as 99 of 100 labels take to mature.
+
+    A label that is known as soon as its event happens matures early where it happens. Of a date too new there are
+    such rows alone, and who learns from them, or measures on them, takes the event for commoner than it is.
+    """
+    newest = pa.scalar(until - timedelta(days=usual_days(all_rows, as_of)), pa.date32())
+    return rows.filter(pc.less_equal(rows.column(as_of).cast(pa.date32(), safe=False), newest))
+
+
+def usual_days(rows: pa.Table, as_of: str) -> int:
+    """The days in which 99 of 100 labels mature."""
+    took = pc.days_between(*(rows.column(name).cast(pa.date32(), safe=False) for name in (as_of, MATURES_ON)))
+    (days,) = pc.quantile(took, SHARE_MATURED, interpolation="higher").to_pylist()
+    return int(days)
 
 
 def _date_count(rows: pa.Table, as_of: str) -> int:
@@ -233,6 +251,8 @@ def _varies(matrix: "NDArray[np.float32]") -> "NDArray[np.bool_]":
 
 
 def _split(rows: pa.Table, score: Score) -> tuple[pa.Table, pa.Table]:
+    known_until = pc.max(rows.column(MATURES_ON).cast(pa.date32(), safe=False)).as_py()
+    rows = whole_dates(rows, rows, score.as_of, known_until)
     return holdout_split(rows, score.as_of, held_out_dates(_date_count(rows, score.as_of)))
 
 

@@ -190,6 +190,21 @@ def test_importance_is_in_percent_and_the_greatest_comes_first() -> None:
     assert sum(importance.values()) == pytest.approx(100, abs=0.01)
 
 
+def test_a_date_of_which_only_early_outcomes_are_known_is_neither_learned_from_nor_measured_on() -> None:
+    rows = some_rows(weeks=30, customers=100)
+    label, week = rows.column("label").to_numpy(), rows.column("week").to_pylist()
+    # Who leaves is known to have left on that day, who stays after 28 days.
+    days = np.where(label == 1, np.random.default_rng(0).integers(1, 29, len(label)), 28)
+    matures_on = [day + timedelta(days=int(after)) for day, after in zip(week, days, strict=True)]
+    rows = with_column(rows, "matures_on", pa.array(matures_on, pa.date32()))
+    known = rows.filter(pc.less_equal(rows.column("matures_on"), pa.scalar(FIRST_DAY + timedelta(weeks=30))))
+    candidate = train(known, a_score())
+    assert candidate.dates["holdout_to"] == FIRST_DAY + timedelta(weeks=26)
+    assert candidate.dates["train_to"] == FIRST_DAY + timedelta(weeks=19)
+    assert candidate.rows["holdout"] == 400 and candidate.rows["train"] == 2000
+    assert candidate.rates["train"] == pytest.approx(label[:2000].mean())
+
+
 def test_the_number_of_trees_is_found_on_the_newest_training_dates() -> None:
     assert 1 < a_candidate().trees < 1000
     noise = with_column(some_rows(), "label", np.random.default_rng(4).integers(0, 2, 320))
@@ -323,8 +338,8 @@ UNSOUND: dict[str, Case] = {
         never_matured,
         a_score(),
         TooFewDates,
-        "3 as-of dates with matured labels, of which 1 are held out, from 2024-01-15 on: no label of the 2 before had"
-        " matured by then (the first matures on 2024-02-12)",
+        "3 as-of dates with matured labels, of which 1 are held out, from 2024-01-15 on: none of the 2 before had its"
+        " labels matured by then (the first matures on 2024-02-12, nearly all within 42 days)",
     ),
     "one outcome": (
         lambda: with_column(some_rows(), "label", [1] * 320),
