@@ -38,22 +38,24 @@ def calibrated(calibration: Calibration, raw: "NDArray[np.float64]") -> "NDArray
 
 
 def learn_calibration(
-    raw: "NDArray[np.float64]", label: "NDArray[np.float64]", moment: "NDArray[np.int64]"
+    raw: "NDArray[np.float64]", label: "NDArray[np.float64]", moment: "NDArray[np.int64]", weighted: bool = False
 ) -> Calibration:
     """The method that gives the least log loss on held-out time, if that is beyond chance; fitted on all of these rows.
 
     `raw` are log-odds of rows (rows,) that the booster did not learn from, `label` 0 or 1, `moment` orders their as-of
     dates: the earlier half of the dates fits each method, the later half judges. Where there is one date only, or fewer
-    than 200 rows or 20 of an outcome in either half, nothing is calibrated. No logistic turns the scores round, where
-    they rank these rows the wrong way: each reason would have the wrong sign. Platt: "Probabilistic outputs for support
-    vector machines", 1999. Isotonic: Zadrozny and Elkan, KDD 2002; its ends stay off 0 and 1 by a pseudo-row each.
+    than 200 rows or 20 of an outcome in either half, nothing is calibrated; but log-odds that are `weighted`, so no
+    probabilities by themselves, then have a logistic all the same, given 20 of either outcome. No logistic turns the
+    scores round, where they rank these rows the wrong way: each reason would have the wrong sign.
+
+    Platt: "Probabilistic outputs for support vector machines", 1999. Isotonic: Zadrozny and Elkan, KDD 2002; its ends
+    stay off 0 and 1 by a pseudo-row each.
     """
     dates = np.unique(moment)
-    if len(dates) < 2:
-        return Calibration()
     is_later = moment >= dates[len(dates) // 2]
-    if not (_is_enough(label[is_later]) and _is_enough(label[~is_later])):
-        return Calibration()
+    if len(dates) < 2 or not (_is_enough(label[is_later]) and _is_enough(label[~is_later])):
+        unjudged = _platt(raw, label) if weighted and _has_outcomes(label) else Calibration()
+        return unjudged if unjudged.slope > 0 else Calibration()
     tried = [fit(raw[~is_later], label[~is_later]) for fit in (_platt, _isotonic)]
     tried = [one for one in tried if one.slope > 0]
     loss = {one.method: _losses(one, raw[is_later], label[is_later]) for one in (Calibration(), *tried)}
@@ -75,7 +77,11 @@ def _losses(
 
 
 def _is_enough(label: "NDArray[np.float64]") -> bool:
-    return len(label) >= LEAST_ROWS and LEAST_OUTCOMES <= label.sum() <= len(label) - LEAST_OUTCOMES
+    return len(label) >= LEAST_ROWS and _has_outcomes(label)
+
+
+def _has_outcomes(label: "NDArray[np.float64]") -> bool:
+    return bool(LEAST_OUTCOMES <= label.sum() <= len(label) - LEAST_OUTCOMES)
 
 
 def _platt(raw: "NDArray[np.float64]", label: "NDArray[np.float64]") -> Calibration:

@@ -118,7 +118,7 @@ def train(
     params = parameters(score.kind, score.learning, encoder.names, classes, seed)
     validation = _validation(training, sample, score)
     report = Progress(progress, fits=1 if validation is None else 2 + score.learning.trials)
-    calibration = Calibration()
+    calibration, weighted = Calibration(), score.learning.params.get("positive_weight", 1) != 1
     trials: list[dict[str, float]] = []
     if validation is not None:
         earlier, later = (sample.at(places) for places in validation)
@@ -128,7 +128,12 @@ def train(
         params.setdefault("iterations", max(1, int(stopped.tree_count_)))
         if score.kind == "probability":
             moment = _days(training, score.as_of)[validation[1]]
-            calibration = learn_calibration(raw_scores(stopped, later.matrix), later.label, moment)
+            calibration = learn_calibration(raw_scores(stopped, later.matrix), later.label, moment, weighted)
+    if weighted and calibration == Calibration():
+        raise TooFewRows(
+            "positive_weight moves the scores away from probabilities, and the newest training dates have too little"
+            f" to calibrate them by ({calibrating.LEAST_OUTCOMES} rows of either outcome are needed): leave it out"
+        )
     booster = fit(params, sample, report)
     lowest = 0.0 if score.kind == "amount" and label.min() >= 0 else None
     held_out, truth = encode(encoder, holdout), label_numbers(holdout, score.kind, classes)

@@ -46,6 +46,17 @@ def test_a_weight_of_the_rare_outcome_raises_the_scores() -> None:
     assert raw_scores(weighted.booster, matrix).mean() > raw_scores(plain.booster, matrix).mean() + 1
 
 
+def test_a_weight_whose_scores_are_no_probabilities_and_cannot_be_calibrated_is_refused() -> None:
+    with pytest.raises(TooFewRows, match="positive_weight moves the scores away from probabilities, and the newest"):
+        learned(params={"positive_weight": 20.0})
+
+
+def test_a_weight_is_calibrated_away_with_fewer_rows_than_it_takes_to_choose_how() -> None:
+    candidate = learned(rows=some_rows(customers=100), params={"positive_weight": 20.0})
+    assert (candidate.calibration.method, candidate.calibration.log_loss) == ("platt", {})
+    assert candidate.scores.mean() == pytest.approx(candidate.rates["holdout"], abs=0.1)
+
+
 def test_a_search_tries_as_often_as_it_is_told_and_keeps_what_is_best_on_the_newest_training_dates() -> None:
     candidate = learned(trials=4, params={"depth": 3})
     assert len(candidate.search) == 4
