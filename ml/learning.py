@@ -22,6 +22,7 @@ PARAMS: dict[str, tuple[type, float, float]] = {
     "rsm": (float, 0.05, 1),
     "positive_weight": (float, 0.001, 1000),
 }
+SEARCHED = ("depth", "learning_rate", "l2_leaf_reg", "random_strength", "rsm")
 MOST_TRIALS = 200
 LEARNING_KEYS: dict[str, type] = {"params": dict, "search": dict, "train_on": str, "monotone": dict, "shadow": bool}
 REASONS_KEYS: dict[str, type] = {"top": int, "bands": list, "sample": float}
@@ -114,6 +115,8 @@ def _params(declared: Mapping[Any, Any], kind: str | None, where: str, faults: F
 
 def _trials(declared: Any, params: Mapping[str, float], where: str, faults: Faults) -> int:
     trials = sound_part(declared, {"trials": int}, ["trials"], f"{where}: search", faults).get("trials", 1)
+    if set(SEARCHED) <= set(params):
+        faults.append(f"{where}: search: params sets all that a search tries ({', '.join(SEARCHED)})")
     if not 1 <= trials <= MOST_TRIALS:
         faults.append(f"{where}: search: trials is {trials}, not a whole number from 1 to {MOST_TRIALS}")
     return int(trials)

@@ -10,6 +10,7 @@ import pytest
 
 from ml.calibration import Calibration, calibrated, learn_calibration
 from ml.encoding import encode
+from ml.fitting import SPACE
 from ml.labels import TooFewRows
 from ml.learning import Learning, read_explained, read_learning, read_retrain
 from ml.metrics import Kind, evaluate
@@ -204,6 +205,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "here: params: positive_weight weighs the outcome 1 of a probability, and this is a amount",
     ),
     "search without bound": ({"search": {}}, "here: search: lacks trials (keys: trials)"),
+    "search of nothing": (
+        {"search": {"trials": 3}, "params": {**dict.fromkeys(SPACE, 1), "depth": 4}},
+        "here: search: params sets all that a search tries (depth, learning_rate, l2_leaf_reg, random_strength, rsm)",
+    ),
     "search without end": ({"search": {"trials": 10_000}}, "search: trials is 10000, not a whole number from 1 to 200"),
     "window that is no time": ({"train_on": "a while"}, "here: train_on: 'a while' is no length of time"),
     "monotone of nothing": ({"monotone": {"spent": "increasing"}}, "monotone names 'spent', which is no feature"),
