@@ -163,9 +163,10 @@ def _rates(card: Card) -> dict[str, str]:
 def _learning(card: Card) -> dict[str, str]:
     """What the owner declared of the training, where anything was."""
     declared = card.learning
+    none = "" if card.search else ": none, as the training rows have no newest dates to judge them on"
     told = {
         "fixed parameters": ", ".join(f"{name} {value:g}" for name, value in declared.params.items()),
-        "trials of the search": str(declared.trials or ""),
+        "trials of the search": f"{declared.trials}{none}" if declared.trials else "",
         "trained on": f"the last {declared.train_on_days:g} days" if declared.train_on_days else "",
         "monotone": ", ".join(f"{name} {direction}" for name, direction in declared.monotone.items()),
     }

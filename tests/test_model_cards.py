@@ -159,6 +159,9 @@ def test_the_trials_of_a_search_are_listed_best_first_with_what_was_declared() -
     assert "30 trials, the least loss first; the best 20." in page
     first = page.partition(' id="search"')[2]
     assert re.findall(r'<td class="right">([^<]*)</td>', first)[:3] == ["1", "30", "0.0333"]
+    assert "<td>30</td>" in page
+    unjudged = page_of(msgspec.structs.replace(a_card(), search=(), learning=learning))
+    assert "<td>30: none, as the training rows have no newest dates to judge them on</td>" in unjudged
     assert "the last 84 days" in page and "spend increasing" in page and "depth 4" in page
 
 
