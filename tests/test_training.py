@@ -530,6 +530,15 @@ def test_where_no_number_ranks_the_naive_probability_is_the_base_rate(values: li
     assert naive("probability", {"x": values}, [0, 0, 1, 1], {"x": [1.0, 2.0]}) == ([0.5, 0.5], "base rate")
 
 
+@pytest.mark.parametrize("rows", [60, 200, 1000])
+def test_numbers_that_tell_nothing_of_the_class_are_no_naive_forecast(rows: int) -> None:
+    random = np.random.default_rng(1)
+    columns = {f"noise_{place}": random.normal(size=rows).tolist() for place in range(3)}
+    label = random.integers(0, 3, rows).tolist()
+    _, name = naive("category", columns, label, {of: [0.0] for of in columns})
+    assert name == "the shares of the classes"
+
+
 def test_only_numbers_take_part_in_the_naive_forecast() -> None:
     columns = {"a": [0.0, 0.0, 1.0, 1.0], "b": [0.0, 0.0, 1.0, 1.0]}
     of = {"a": [1.0], "b": [1.0]}
