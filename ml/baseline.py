@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ml.metrics import Kind
 
 MOST_ROWS_OF_A_TREE = 20_000
+SURE = 0.99  # of a naive forecast; the rest is what is so without any feature
 LEAST_GAIN = 0.001  # of log loss: what is less is chance
 
 
@@ -40,7 +41,11 @@ def _probability(
     label: "NDArray[np.float64]",
     held_out: "NDArray[np.float32]",
 ) -> "tuple[NDArray[np.float64], str]":
-    """The number that ranks the outcomes best (AUC), made a probability by isotonic regression; else the base rate."""
+    """The number that ranks the outcomes best (AUC), made a probability by isotonic regression; else the base rate.
+
+    A hundredth of it is the base rate, so that nothing is certain: a few outcomes that a curve said to be impossible
+    would make its log loss worse than the base rate's, and a gate that asks for less than it easy.
+    """
     from sklearn.isotonic import IsotonicRegression
 
     best = max(
@@ -57,7 +62,7 @@ def _probability(
     curve = IsotonicRegression(y_min=0, y_max=1, increasing=increasing)
     curve.fit(np.nan_to_num(values, nan=of_null), label)
     forecast = curve.predict(np.nan_to_num(np.clip(later, low, high), nan=of_null))
-    return np.asarray(forecast, dtype=np.float64), f"{names[place]} alone"
+    return SURE * np.asarray(forecast, dtype=np.float64) + (1 - SURE) * label.mean(), f"{names[place]} alone"
 
 
 def _ranking(values: "NDArray[np.float32]", label: "NDArray[np.float64]") -> tuple[float, bool, bool]:
@@ -147,4 +152,4 @@ def _of_all_classes(
     """What a tree gives (rows, classes), with no certainty: a hundredth of it are the shares of the classes."""
     forecast = np.zeros((len(rows), len(shares)))
     forecast[:, tree.classes_.astype(np.int64)] = tree.predict_proba(rows)
-    return 0.99 * forecast + 0.01 * shares
+    return SURE * forecast + (1 - SURE) * shares

@@ -506,12 +506,21 @@ def naive(
 def test_the_naive_probability_is_that_of_the_number_which_ranks_the_training_rows_best() -> None:
     columns = {"worse": [3.0, 2.0, 4.0, 1.0], "best": [1.0, 2.0, 3.0, 4.0]}
     forecast, name = naive("probability", columns, [0, 0, 1, 1], {"worse": [4.0, 1.0], "best": [1.0, 4.0]})
-    assert (forecast, name) == ([0.0, 1.0], "best alone")
+    assert (forecast, name) == (pytest.approx([0.005, 0.995]), "best alone")
 
 
 def test_a_number_that_falls_where_the_outcome_is_likelier_ranks_as_well() -> None:
     forecast, name = naive("probability", {"x": [4.0, 3.0, 2.0, 1.0]}, [0, 0, 1, 1], {"x": [1.0, 4.0]})
-    assert (forecast, name) == ([1.0, 0.0], "x alone")
+    assert (forecast, name) == (pytest.approx([0.995, 0.005]), "x alone")
+
+
+def test_a_naive_probability_is_never_certain_so_its_log_loss_is_not_worse_than_that_of_the_base_rate() -> None:
+    random = np.random.default_rng(5)
+    x = random.normal(size=5300)
+    label = (random.random(5300) < 1 / (1 + np.exp(-x))).astype(float)
+    forecast, _ = naive("probability", {"x": list(x[:300])}, list(label[:300]), {"x": list(x[300:])})
+    of_base_rate = evaluate("probability", label[300:], np.full(5000, label[:300].mean()))
+    assert evaluate("probability", label[300:], np.array(forecast))["log_loss"] < of_base_rate["log_loss"]
 
 
 @pytest.mark.parametrize("scale", [0.001, 1.0, 1e6])
@@ -522,7 +531,7 @@ def test_a_null_has_the_rate_of_nulls_and_not_of_the_values_beside_it(scale: flo
     columns = {"x": [np.nan if value is None else sign * scale * value for value in values]}
     held_out = {"x": [sign * scale * 0.1, sign * scale * 0.5, sign * scale * 0.9, np.nan]}
     forecast, _ = naive("probability", columns, [0, 0, 0, 1, 1, 1], held_out)
-    assert forecast == pytest.approx([0, 0.5, 0.5, 1])  # 0.9 is beyond all that was seen: as the highest of them
+    assert forecast == pytest.approx([0.005, 0.5, 0.5, 0.995])  # 0.9 is beyond all: as the highest
 
 
 @pytest.mark.parametrize("values", [[1.0] * 4, [np.nan] * 4, [1.0, 2.0, 1.0, 2.0]])
