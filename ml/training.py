@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 MOST_HELD_OUT = 4  # as-of dates
 SHARE_HELD_OUT = 4  # one date in four, where there are fewer than four times MOST_HELD_OUT
 SHARE_MATURED = 0.99  # of labels: by the time in which so many mature a date is whole
+EARLY = 0.9  # of that time: a label that matures before it matured early
 
 
 def recipe() -> str:
     """A hash of what is fixed here, and of the metrics: two trainings of different recipes can differ."""
     fixed = [fitting.PARAMS, fitting.LOSSES, fitting.SPACE, fitting.MOST_TREES, fitting.PATIENCE]
     fixed += [fitting.WITHOUT_SEARCH, calibrating.LEAST_ROWS, calibrating.LEAST_OUTCOMES]
-    fixed += [fitting.TREES_WITHOUT_VALIDATION, MOST_HELD_OUT, SHARE_HELD_OUT, SHARE_MATURED, METRICS]
+    fixed += [fitting.TREES_WITHOUT_VALIDATION, MOST_HELD_OUT, SHARE_HELD_OUT, SHARE_MATURED, EARLY, METRICS]
     return hashlib.sha256(msgspec.json.encode(fixed)).hexdigest()[:8]
 
 
@@ -222,20 +223,29 @@ def holdout_split(rows: pa.Table, as_of: str, newest: int) -> tuple[pa.Table, pa
 
 
 def whole_dates(rows: pa.Table, all_rows: pa.Table, as_of: str, until: date) -> pa.Table:
-    """Those of the rows whose as-of date was whole on the day `until`: as long ago as 99 of 100 labels take to mature.
+    """Those of the rows whose as-of date was whole on the day `until`: as long ago as 99 of 100 labels take to mature,
+    or of another length (a short month) and without a label that matured early.
 
     A label that is known as soon as its event happens matures early where it happens. Of a date too new there are
     such rows alone, and who learns from them, or measures on them, takes the event for commoner than it is.
     """
-    newest = pa.scalar(until - timedelta(days=usual_days(all_rows, as_of)), pa.date32())
-    return rows.filter(pc.less_equal(rows.column(as_of).cast(pa.date32(), safe=False), newest))
+    usual = usual_days(all_rows, as_of)
+    took = pa.table({as_of: rows.column(as_of).cast(pa.date32(), safe=False), "took": _days_to_mature(rows, as_of)})
+    soonest = took.group_by(as_of).aggregate([("took", "min")])
+    old_enough = pc.less_equal(soonest.column(as_of), pa.scalar(until - timedelta(days=usual), pa.date32()))
+    none_early = pc.greater_equal(soonest.column("took_min"), EARLY * usual)
+    whole = soonest.filter(pc.or_(old_enough, none_early)).column(as_of)
+    return rows.filter(pc.is_in(took.column(as_of), value_set=whole.combine_chunks()))
 
 
 def usual_days(rows: pa.Table, as_of: str) -> int:
     """The days in which 99 of 100 labels mature."""
-    took = pc.days_between(*(rows.column(name).cast(pa.date32(), safe=False) for name in (as_of, MATURES_ON)))
-    (days,) = pc.quantile(took, SHARE_MATURED, interpolation="higher").to_pylist()
+    (days,) = pc.quantile(_days_to_mature(rows, as_of), SHARE_MATURED, interpolation="higher").to_pylist()
     return int(days)
+
+
+def _days_to_mature(rows: pa.Table, as_of: str) -> pa.ChunkedArray:
+    return pc.days_between(*(rows.column(name).cast(pa.date32(), safe=False) for name in (as_of, MATURES_ON)))
 
 
 def _date_count(rows: pa.Table, as_of: str) -> int:

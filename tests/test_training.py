@@ -205,6 +205,16 @@ def test_a_date_of_which_only_early_outcomes_are_known_is_neither_learned_from_n
     assert candidate.rates["train"] == pytest.approx(label[:2000].mean())
 
 
+def test_months_of_other_lengths_are_whole_dates_once_their_labels_have_matured() -> None:
+    rows = some_rows(weeks=30, customers=20)
+    week = rows.column("week").to_pylist()
+    longer = {day: 28 + place % 4 for place, day in enumerate(sorted(set(week)))}
+    longer[max(week)] = 28  # the newest is the shortest
+    matures_on = pa.array([day + timedelta(days=longer[day]) for day in week], pa.date32())
+    candidate = train(with_column(rows, "matures_on", matures_on), a_score())
+    assert candidate.dates["holdout_to"] == max(week)
+
+
 def test_the_number_of_trees_is_found_on_the_newest_training_dates() -> None:
     assert 1 < a_candidate().trees < 1000
     noise = with_column(some_rows(), "label", np.random.default_rng(4).integers(0, 2, 320))
