@@ -1,6 +1,7 @@
 """Every version has a card that says what it is and by whose word it scores customers, for people and for programs."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -46,6 +47,20 @@ def page_of(card: Card, standing: Standing | None = None, **changes: Any) -> str
     return model_card(card, standing or Standing(gate=(PASSED,)), a_score(**changes), known_until="2024-04-29")
 
 
+def chromium(*arguments: str) -> bytes:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
+
+
+def printed(page: str, folder: Path) -> bytes:
+    (folder / "card.html").write_text(page)
+    chromium(f"--print-to-pdf={folder / 'card.pdf'}", (folder / "card.html").as_uri())
+    return (folder / "card.pdf").read_bytes()
+
+
 # --- The page
 
 
@@ -60,6 +75,12 @@ def test_a_card_is_complete_in_itself_and_small(kind: Kind) -> None:
     assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(ids)
     assert set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
     assert len(page) < 200_000
+
+
+@pytest.mark.browser
+def test_a_printed_card_keeps_its_columns_and_tears_no_picture(tmp_path: Path) -> None:
+    page = page_of(a_card())
+    assert len(re.findall(rb"/Type /Page\b", printed(page, tmp_path))) <= 4
 
 
 def test_a_card_of_many_features_and_rows_stays_small() -> None:
