@@ -83,6 +83,21 @@ def test_a_printed_card_keeps_its_columns_and_tears_no_picture(tmp_path: Path) -
     assert len(re.findall(rb"/Type /Page\b", printed(page, tmp_path))) <= 4
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("champion", [{}, {"roc_auc": 0.8123}])
+def test_a_table_of_a_card_is_not_cut_off_on_a_phone(champion: dict[str, float], tmp_path: Path) -> None:
+    page = page_of(msgspec.structs.replace(a_card(), champion_version=2 if champion else None, champion=champion))
+    measure = "<script>document.title = [...document.querySelectorAll('.scroll')].filter("
+    measure += "e => e.scrollWidth > e.clientWidth).length + ' cut off'</script>"
+    (tmp_path / "card.html").write_text(page + measure)
+    frame = '<iframe src="card.html" style="width: 390px; height: 900px; border: 0"></iframe>'
+    (tmp_path / "frame.html").write_text(
+        frame + "<script>onload = () => { document.title = frames[0].document.title }</script>"
+    )
+    seen = chromium("--allow-file-access-from-files", "--dump-dom", (tmp_path / "frame.html").as_uri())
+    assert b"<title>0 cut off</title>" in seen
+
+
 def test_a_card_of_many_features_and_rows_stays_small() -> None:
     card = a_card()
     assert card.evaluation is not None
