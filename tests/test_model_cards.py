@@ -22,6 +22,7 @@ from ml.evaluation import Moves
 from ml.gate import GateResult
 from ml.learning import Learning
 from ml.registry import Card
+from ml.slices import Slice
 from ml.standing import Promotion, Standing, standing_of
 from orchestration import versions
 from orchestration.carding import git_commit, tell_versions
@@ -136,6 +137,19 @@ def test_a_card_says_what_the_version_is_and_how_good() -> None:
         "customer_id × week",
     ):
         assert text in page, text
+
+
+@pytest.mark.parametrize(("kind", "told"), [("probability", True), ("amount", False)])
+def test_a_card_says_which_parts_of_the_customers_are_left_out(kind: Kind, told: bool) -> None:
+    card = a_card(kind)
+    assert card.evaluation is not None
+    parts = tuple(
+        Slice(column="region", value=value, rows=80, metrics={"roc_auc": 0.8, "r2": 0.5})
+        for value in ("north", "south")
+    )
+    page = page_of(msgspec.structs.replace(card, evaluation=msgspec.structs.replace(card.evaluation, slices=parts)))
+    assert "parts of fewer than 50 rows" in page
+    assert ("or of fewer than 10 of either outcome" in page) == told
 
 
 def test_a_card_begins_with_the_verdict_and_ends_with_who_promoted_it() -> None:
