@@ -60,7 +60,7 @@ def leaf_table(booster: "CatBoost") -> LeafTable:
     theirs = shap_values(booster, rows)
     by_catboost = LeafTable(booster, theirs[0, :, -1], None)
     trees = model.get("oblivious_trees")
-    if trees is None or any(split["split_type"] != "FloatFeature" for tree in trees for split in tree["splits"]):
+    if trees is None or any(split["split_type"] != "FloatFeature" for tree in trees for split in _splits(tree)):
         return by_catboost
     expected = np.zeros(theirs.shape[1]) + booster.get_scale_and_bias()[1]
     tables, by_weights_of_training = [], True
@@ -69,11 +69,11 @@ def leaf_table(booster: "CatBoost") -> LeafTable:
         leaf = np.array(tree["leaf_values"], dtype=np.float64).reshape(len(weights), -1)
         by_weights_of_training &= not leaf[weights == 0].any()
         known = _by_known_levels(leaf, weights)
-        features = [split["float_feature_index"] for split in tree["splits"]]
+        features = [split["float_feature_index"] for split in _splits(tree)]
         distinct = tuple(dict.fromkeys(features))
         shares = _shares(tuple(distinct.index(feature) for feature in features))
         added = np.tensordot(shares, known, 1).transpose(0, 2, 1)
-        tables.append(Tree(distinct, len(weights), np.ascontiguousarray(added).reshape(len(distinct), -1)))
+        tables.append(Tree(distinct, len(weights), np.ascontiguousarray(added).reshape(len(distinct), leaf.size)))
         expected += known[0, 0]
     table = LeafTable(booster, expected, tuple(tables))
     ours = np.stack(
@@ -172,6 +172,11 @@ def _as_json(booster: "CatBoost") -> dict[str, Any]:
         booster.save_model(str(file), format="json")
         model: dict[str, Any] = json.loads(file.read_bytes())
     return model
+
+
+def _splits(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The splits of a tree, from the leaves up. CatBoost writes null for those of a tree that has none."""
+    return tree["splits"] or []
 
 
 def _made_up_rows(model: dict[str, Any]) -> "NDArray[np.float32]":

@@ -69,6 +69,14 @@ def test_a_tree_that_splits_nothing_adds_nothing() -> None:
     np.testing.assert_allclose(looked_up(booster, matrix)[:, 0], shap_values(booster, matrix)[:, 0, :-1], atol=1e-9)
 
 
+@pytest.mark.parametrize("loss", ["Logloss", "RMSE", "MultiClass"])
+def test_a_tree_that_found_no_split_among_few_features_adds_nothing(loss: str) -> None:
+    booster = a_booster(loss=loss, rsm=0.05)
+    assert any(tree["splits"] is None for tree in tables._as_json(booster)["oblivious_trees"]), "as CatBoost writes it"
+    matrix = some_numbers(20, 1)
+    np.testing.assert_allclose(looked_up(booster, matrix), shap_values(booster, matrix)[:, :, :-1], rtol=0, atol=1e-7)
+
+
 def test_under_monotone_constraints_a_row_is_explained_alike_in_any_batch_and_its_contributions_add_up() -> None:
     booster = a_booster(monotone_constraints=[1, 0, 0, -1], depth=6)
     matrix = some_numbers(400, 3)
