@@ -192,6 +192,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise CorruptModel(f"{path}: is missing") from None
+    except OSError as error:
+        raise CorruptModel(f"{path}: can't be read ({error.strerror})") from None
 
 
 def _verified(path: Path, expected: str) -> bytes:

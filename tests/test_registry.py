@@ -175,6 +175,14 @@ def test_a_missing_file_is_named(copied: Path, name: str) -> None:
         load(copied)
 
 
+@pytest.mark.parametrize("name", [CARD, BOOSTER])
+def test_a_folder_in_place_of_a_file_is_named(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    (copied / name).mkdir()
+    with pytest.raises(CorruptModel, match=rf"{name}: can't be read \(Is a directory\)"):
+        load(copied)
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptModel, match=r"nowhere/card\.json: is missing"):
         load(tmp_path / "nowhere")
