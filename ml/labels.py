@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LABEL, MATURES_ON = "label", "matures_on"
 LEAST_ROWS = 20  # to train on
+LARGEST = float(np.finfo(np.float32).max)  # as a booster keeps labels
 MOST_CLASSES = 50  # of a category: each has trees of its own
 
 
@@ -71,6 +72,11 @@ def _check_values(rows: pa.Table, kind: Kind) -> None:
     label = label_numbers(rows, kind)
     if not np.isfinite(label).all():
         raise BadLabel(f"{int((~np.isfinite(label)).sum())} of {len(label)} labels are NaN or infinite")
+    if (np.abs(label) > LARGEST).any():
+        raise BadLabel(
+            f"{int((np.abs(label) > LARGEST).sum())} of {len(label)} labels are beyond {LARGEST:.1e}, the largest that"
+            f" can be learned (they go from {label.min():g} to {label.max():g})"
+        )
     if kind == "probability" and not np.isin(label, (0.0, 1.0)).all():
         wrong = np.unique(label[~np.isin(label, (0.0, 1.0))])[:5]
         raise BadLabel(f"the label of a probability is 0 or 1, but there are others: {', '.join(map(str, wrong))}")
@@ -84,7 +90,7 @@ def classes_of(rows: pa.Table) -> tuple[str, ...]:
 def label_numbers(rows: pa.Table, kind: Kind, classes: tuple[str, ...] = ()) -> "NDArray[np.float64]":
     """The labels (rows,): 0 and 1, amounts, or the places of their classes, -1 for a class that is not there."""
     if kind != "category":
-        return np.asarray(rows.column(LABEL).cast(pa.float64()).to_numpy(), dtype=np.float64)
+        return np.asarray(rows.column(LABEL).cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
     places = pc.fill_null(pc.index_in(_texts(rows), value_set=pa.array(classes, pa.string())), -1)
     return np.asarray(places.to_numpy(), dtype=np.float64)
 

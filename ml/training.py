@@ -108,7 +108,7 @@ def train(
         )
     classes = classes_of(training) if score.kind == "category" else ()
     label = label_numbers(training, score.kind, classes)
-    if len(np.unique(label)) < 2:
+    if len(np.unique(label.astype(np.float32))) < 2:  # as a booster sees them
         needed = {"probability": "both outcomes", "amount": "two amounts at least", "category": "two classes at least"}
         only = classes[0] if classes else f"{label[0]:g}"
         raise OneClass(f"all {len(label)} training rows have the label {only}: {needed[score.kind]} are needed")
@@ -307,7 +307,7 @@ def _validation(
             place.set_column(no_gap, MATURES_ON, place.column(score.as_of)), score.as_of, newest
         )
     before, after = (part.column("place of row").to_numpy() for part in (earlier, later))
-    one_outcome = len(np.unique(sample.label[before])) < 2
+    one_outcome = len(np.unique(sample.label[before].astype(np.float32))) < 2
     if len(before) < LEAST_ROWS or one_outcome or not _varies(sample.matrix[before]).any():
         return None
     return before, after

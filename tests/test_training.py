@@ -411,6 +411,24 @@ UNSOUND: dict[str, Case] = {
         BadLabel,
         "1 of 320 labels are NaN or infinite",
     ),
+    "beyond all numbers": (
+        lambda: edited("label", 1e300, kind="amount"),
+        a_score("amount"),
+        BadLabel,
+        "1 of 320 labels are beyond 3.4e+38, the largest that can be learned (they go from 0 to 1e+300)",
+    ),
+    "amounts that a booster can't tell apart": (
+        lambda: with_column(some_rows(), "label", [1e9 + number % 2 for number in range(320)]),
+        a_score("amount"),
+        OneClass,
+        "all 220 training rows have the label 1e+09: two amounts at least are needed",
+    ),
+    "no outcome but an id": (
+        lambda: with_column(some_rows(), "label", [2**60 + 1] * 320),
+        a_score(),
+        BadLabel,
+        "the label of a probability is 0 or 1, but there are others: 1.152921504606847e+18",
+    ),
     "no outcome": (
         lambda: with_column(some_rows(), "label", [0.0, 1.0, 0.5, 2.0] * 80),
         a_score(),
