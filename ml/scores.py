@@ -1,6 +1,5 @@
 """The scores that a dbt project declares: exposures of type `ml`, read strictly from dbt's manifest."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -18,7 +17,7 @@ from ml.learning import (
     read_retrain,
 )
 from ml.metrics import METRICS, Kind
-from ml.strictness import Faults, Node, days, some, sound_part
+from ml.strictness import LARGEST, Faults, Node, days, some, sound_part
 
 SCORE_KEYS: dict[str, type] = {
     "features": str,
@@ -326,7 +325,8 @@ def _bands(bands: Mapping[Any, Any] | None, kind: Kind | None, where: str, fault
         faults.append(f"{where}: bands: two have the same name")
     numbers: dict[str, float] = {}
     for name, lowest in bands.items():
-        if isinstance(lowest, bool) or not isinstance(lowest, int | float) or not math.isfinite(lowest):
+        is_number = isinstance(lowest, int | float) and not isinstance(lowest, bool)
+        if not is_number or not -LARGEST <= lowest <= LARGEST:
             faults.append(f"{where}: bands: '{name}' starts at {lowest!r}, which is no number")
             continue
         if kind == "probability" and not 0 <= lowest < 1:

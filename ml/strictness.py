@@ -4,6 +4,7 @@ Each reader adds what is wrong to `faults` and goes on with what is sound, so wh
 """
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ Node = Mapping[str, Any]
 Faults = list[str]
 
 MOST_DAYS = 36_500
+LARGEST = sys.float_info.max
 DAYS = {"minute": 1 / 1440, "hour": 1 / 24, "day": 1.0, "week": 7.0}
 YAML_WORDS: dict[type, str] = {
     str: "text",
@@ -41,6 +43,9 @@ def sound_part(
         expected = (int, float) if keys[key] is float else keys[key]
         if not isinstance(value, expected) or (isinstance(value, bool) and keys[key] is not bool):
             faults.append(f"{where}: {key} is {value!r}, not {YAML_WORDS[keys[key]]}")
+            continue
+        if keys[key] is float and isinstance(value, int) and abs(value) > LARGEST:
+            faults.append(f"{where}: {key} is {value}, larger than any number ({LARGEST:.1e})")
             continue
         sound[key] = value
     missing = [key for key in required if key not in declared]

@@ -253,6 +253,10 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
         lambda m: score_of(m).update(kind="amount", gate=["r2 >= 0"], bands={"high": float("inf")}),
         f"{EXPOSURE}: bands: 'high' starts at inf, which is no number",
     ),
+    "band with hundreds of digits": (
+        lambda m: score_of(m).update(kind="amount", gate=["r2 >= 0"], bands={"high": 10**400}),
+        f"{EXPOSURE}: bands: 'high' starts at {10**400}, which is no number",
+    ),
     "band that is not a number": (
         lambda m: score_of(m).update(kind="amount", gate=["r2 >= 0"], bands={"high": float("nan")}),
         f"{EXPOSURE}: bands: 'high' starts at nan, which is no number",

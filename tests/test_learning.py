@@ -220,6 +220,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "reasons for nobody": ({"reasons": {"bands": ["hihg"]}}, "here: reasons: bands names hihg (bands: high, low)"),
     "too many reasons": ({"reasons": {"top": 99}}, "here: reasons: top is 99, not a whole number from 0 to 20"),
+    "more than any number": (
+        {"reasons": {"sample": 10**400}},
+        f"here: reasons: sample is {10**400}, larger than any number (1.8e+308)",
+    ),
     "more than all": ({"reasons": {"sample": 3}}, "here: reasons: sample is 3, not a share from 0 to 1"),
     "retrain by nothing": ({"retrain": {"cooldown": "3 days"}}, "here: retrain: names nothing that starts a training"),
     "no budget": ({"retrain": {"every": "7 days", "budget": 0}}, "here: retrain: budget is 0, not a whole number"),
