@@ -63,9 +63,16 @@ def gate_names(condition: str) -> set[str]:
         }
 
 
-def sliced_columns(conditions: Sequence[str]) -> list[str]:
-    """The columns of whose slices the conditions speak, in their order."""
-    return list(dict.fromkeys(column for condition in conditions for _, column, _ in _sliced(condition)))
+def sliced_columns(conditions: Sequence[str], of_champion: bool = False) -> list[str]:
+    """The columns of whose slices the conditions speak, in their order; those where it is the champion's, if asked."""
+    return list(
+        dict.fromkeys(
+            column
+            for condition in conditions
+            for _, column, metric in _sliced(condition)
+            if metric.startswith("champion_") or not of_champion
+        )
+    )
 
 
 def check_gate(

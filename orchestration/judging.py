@@ -1,7 +1,7 @@
 """Who scores customers: the gate's verdict on a version, and the champion."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +30,20 @@ def judge(connection: Connection, score: Score, version: dict[str, Any], where: 
     if [result.condition for result in known] == list(score.gate):
         return known
     compared, champion_metrics = _compared(connection, score, version, where)
+    own, champions, damaged = _slices(connection, score, version, compared, where)
     results = check_gate(
         score.gate,
         json.loads(version["metrics"]),
         json.loads(version["baseline_metrics"]),
         champion_metrics,
-        *_slices(connection, score, version, compared, where),
+        own,
+        champions,
     )
+    if damaged:
+        results = [
+            msgspec.structs.replace(one, note=damaged) if sliced_columns([one.condition], of_champion=True) else one
+            for one in results
+        ]
     undone = versions.taken_back(connection, score, version["version"])
     if undone is not None and all(result.passed for result in results):
         note = f"but not promoted again, as a {undone['how']} put version {undone['version']} in its place"
@@ -71,28 +78,32 @@ def _compared(
 
 def _slices(
     connection: Connection, score: Score, version: dict[str, Any], compared: int | None, where: Paths
-) -> tuple[list[Slice], list[Slice]]:
+) -> tuple[list[Slice], list[Slice], str]:
     """The slices that the gate speaks of: of a version, and of the one that it is compared with.
 
-    A column that the feature model did not have yet makes none, nor does a version that is damaged.
+    A column that the feature model did not have yet makes none. Where the other's files are damaged it has none either,
+    and why is told: it stops no verdict on another.
     """
     asked = sliced_columns(score.gate)
     if not asked:
-        return [], []
+        return [], [], ""
 
     from ml import training
 
     rows = _held_out(connection, score, version, where)
-    columns = [column for column in asked if column in rows.column_names]
-    found: list[list[Slice]] = []
-    for one in (version["version"], compared):
-        try:
-            of_one = training.metrics_in_slices(load_model(where, score, one), rows, columns) if one is not None else []
-        except DamagedModel:
-            of_one = []
-        found.append(of_one)
-    own, others = found
-    return own, others
+    own = training.metrics_in_slices(load_model(where, score, version["version"]), rows, _there(asked, rows))
+    of_champion = _there(sliced_columns(score.gate, of_champion=True), rows)
+    if compared is None or not of_champion:
+        return own, [], ""
+    try:
+        champion = load_model(where, score, compared)
+    except DamagedModel as error:
+        return own, [], str(error)
+    return own, training.metrics_in_slices(champion, rows, of_champion), ""
+
+
+def _there(columns: Iterable[str], rows: "pa.Table") -> list[str]:
+    return [column for column in columns if column in rows.column_names]
 
 
 def _held_out(connection: Connection, score: Score, version: dict[str, Any], where: Paths) -> "pa.Table":
