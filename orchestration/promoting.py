@@ -6,6 +6,7 @@ generation, reports. Where that is killed or stopped by a check, the next `make 
 """
 
 import argparse
+import re
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -102,11 +103,20 @@ def refuse_unfit(connection: Connection, score: Score, version: int, where: Path
         )
 
 
-def rescore(connection: Connection, score: Score) -> str:
-    """Has the champion's dates scored anew by what runs next; what was asked for. Raises `NotPromoted`."""
+def rescore(connection: Connection, score: Score, where: Paths) -> str:
+    """Has the champion's dates scored anew by what runs next; what was asked for. Raises `NotPromoted`.
+
+    Not by a champion whose files are damaged: the predictions that there are would be lost to the next generations.
+    """
+    from orchestration.model_files import DamagedModel, load_model
+
     champion = versions.champion(connection, score)
     if champion is None:
         raise NotPromoted(f"score '{score.name}': there is no champion yet, so there is nothing to score anew")
+    try:
+        load_model(where, score, champion["version"])
+    except DamagedModel as error:
+        raise NotPromoted(str(error)) from None
     dates = versions.mark_unscored(connection, score, champion["version"])
     return f"version {champion['version']} scores its {dates} as-of dates anew"
 
@@ -220,8 +230,8 @@ def main() -> int:
     }
     if not all(needs.get(asked.command, (name, reason))):
         return _usage(f"{command}: say {USAGE[asked.command]}")
-    if asked.version and not (asked.version.isascii() and asked.version.isdigit()):
-        return _usage(f"{command}: '{asked.version}' is no version; say {USAGE[asked.command]}")
+    if asked.version and not re.fullmatch("[0-9]{1,9}", asked.version):
+        return _usage(f"{command}: '{asked.version[:40]}' is no version; say {USAGE[asked.command]}")
     version = int(asked.version) if asked.version else None
 
     def work(where: Paths, console: "Console", log: Path) -> int:
@@ -234,7 +244,7 @@ def main() -> int:
             if asked_for:
                 return f"a training is {asked_for}"
             if asked.command == "rescore":
-                return rescore(connection, score)
+                return rescore(connection, score, where)
             if asked.command == "rollback":
                 return told_of(roll_back(connection, score, version, reason, where))
             assert version is not None, "it was asked for"

@@ -114,7 +114,7 @@ def test_scored_anew_are_all_dates_of_the_champion_and_the_same_scores_are_the_s
     served = publish(shop.connection, SCORE, SHOP, shop.where)["generation"]
     predictions = warehouse.name("predictions", SCORE.name)
     shop.connection.execute(f"update {predictions} set score = 0.5")
-    assert rescore(shop.connection, SCORE) == "version 3 scores its 1 as-of dates anew"
+    assert rescore(shop.connection, SCORE, shop.where) == "version 3 scores its 1 as-of dates anew"
     with pytest.raises(ScoringError, match="are not those that were scored"):
         publish(shop.connection, SCORE, SHOP, shop.where)
     shop.publish()
@@ -123,6 +123,14 @@ def test_scored_anew_are_all_dates_of_the_champion_and_the_same_scores_are_the_s
         10,
         0,
     )
+
+
+def test_a_damaged_champion_scores_nothing_anew_and_what_it_scored_is_published_on(shop: Shop) -> None:
+    shop.publish()
+    (shop.where.models / SCORE.name / "3" / registry.BOOSTER).write_bytes(b"cut short")
+    with pytest.raises(NotPromoted, match=r"version 3 can't be read: .*model\.cbm: has the checksum"):
+        rescore(shop.connection, SCORE, shop.where)
+    assert shop.publish() == 3
 
 
 def test_what_is_listed_says_what_became_of_each_version(shop: Shop) -> None:
@@ -203,6 +211,7 @@ def test_a_decision_is_published_when_its_command_ends_and_the_ui_shows_it(loans
         (["promote", "--score", "a", "--version", "2"], 'make promote: say SCORE=… VERSION=… REASON="…"\n'),
         (["promote", "--score", "a", "--version", "2", "--reason", "  "], "make promote: say SCORE=…"),
         (["rollback", "--score", "a", "--version", "x", "--reason", "x"], "make rollback: 'x' is no version; say"),
+        (["rollback", "--score", "a", "--version", "9" * 5000, "--reason", "x"], "make rollback: '9999"),
         (["rescore"], "make rescore: say SCORE=…\n"),
     ],
 )
