@@ -103,6 +103,10 @@ class Model(msgspec.Struct, dict=True):
         return leaf_table(self.booster)
 
 
+class UnsavedModel(RuntimeError):
+    """A model that the disk did not take; the message names the folder and what the system said."""
+
+
 class CorruptModel(ValueError):
     """A model on disk that is not what was saved."""
 
@@ -111,22 +115,31 @@ def save(folder: Path, booster: "CatBoost", card: Card) -> Card:
     """Write the model into `folder`, which must not exist yet, and give back the card with its checksums.
 
     It is written beside as `<folder>.tmp`, forced to disk and renamed, so a killed save leaves no `folder`.
-    Raises `FileExistsError` if the folder exists: a version never changes.
+    Raises `FileExistsError` if the folder exists: a version never changes; `UnsavedModel` if the disk does not take it,
+    and then nothing is left of it.
     """
+    from catboost import CatBoostError
+
     if folder.exists():
         raise FileExistsError(f"{folder} exists already, and a saved model never changes")
     beside = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    booster.save_model(str(beside / BOOSTER), format="cbm")
-    booster_sha256 = hashlib.sha256((beside / BOOSTER).read_bytes()).hexdigest()
-    unsigned = msgspec.structs.replace(card, booster_sha256=booster_sha256, card_sha256=NO_CHECKSUM)
-    signed = msgspec.structs.replace(unsigned, card_sha256=hashlib.sha256(_text(unsigned)).hexdigest())
-    (beside / CARD).write_bytes(_text(signed))
-    for path in (beside / BOOSTER, beside / CARD, beside):
-        _force_to_disk(path)
-    os.rename(beside, folder)
-    _force_to_disk(folder.parent)
+    try:
+        beside.mkdir(parents=True)
+        booster.save_model(str(beside / BOOSTER), format="cbm")
+        booster_sha256 = hashlib.sha256((beside / BOOSTER).read_bytes()).hexdigest()
+        unsigned = msgspec.structs.replace(card, booster_sha256=booster_sha256, card_sha256=NO_CHECKSUM)
+        signed = msgspec.structs.replace(unsigned, card_sha256=hashlib.sha256(_text(unsigned)).hexdigest())
+        (beside / CARD).write_bytes(_text(signed))
+        for path in (beside / BOOSTER, beside / CARD, beside):
+            _force_to_disk(path)
+        os.rename(beside, folder)
+        _force_to_disk(folder.parent)
+    except (OSError, CatBoostError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UnsavedModel(
+            f"{folder}: the model can't be saved ({str(error).splitlines()[0]}); make room there, and run again"
+        ) from None
     return signed
 
 

@@ -1,6 +1,7 @@
 """A saved model comes back the same or not at all."""
 
 import ast
+import errno
 import json
 import math
 import os
@@ -13,11 +14,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from catboost import CatBoost, CatBoostError
 
 from ml.declarations import Kind
 from ml.explanation import contributions
 from ml.prediction import score_rows
-from ml.registry import BOOSTER, CARD, Card, CorruptModel, load, load_card, save
+from ml.registry import BOOSTER, CARD, Card, CorruptModel, UnsavedModel, load, load_card, save
 from tests.conftest import REPOSITORY
 from tests.small_data import a_model, some_rows
 
@@ -132,6 +134,22 @@ def test_a_save_that_was_killed_leaves_no_model_and_the_next_one_works(saved: Pa
 
 
 # --- Damage
+
+
+@pytest.mark.parametrize("last", ["booster", "card"])
+def test_a_disk_that_does_not_take_a_model_is_told_and_nothing_is_left_of_it(
+    tmp_path: Path, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        if last == "booster":
+            raise CatBoostError("(Error 28: No space left on device) can't write 8 bytes")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((CatBoost, "save_model") if last == "booster" else (os, "fsync")), full)
+    model = a_model()
+    with pytest.raises(UnsavedModel, match=r"/3: the model can't be saved \(.*No space left on device.*make room"):
+        save(tmp_path / "3", model.booster, model.card)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_change_of_any_byte_of_the_card_is_found(copied: Path) -> None:
