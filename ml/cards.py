@@ -1,7 +1,7 @@
 """From a candidate to its card: what it is, and what its held-out rows show."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 
 import msgspec
 import pyarrow as pa
@@ -26,11 +26,12 @@ def make_card(
     champion_version: int | None = None,
     commit: str | None = None,
     trigger: str = "",
+    trained_on: date | None = None,
 ) -> Card:
     """The card of a candidate that becomes a version, yet unsigned; `training_set` is the checksum of its rows.
 
     `champion` are the metrics of the champion on the same held-out rows, `commit` the git commit of the project,
-    `trigger` what started the training.
+    `trigger` what started the training, `trained_on` the day that it was for the project.
     """
     return Card(
         score=score.name,
@@ -61,6 +62,7 @@ def make_card(
         champion_version=champion_version,
         commit=commit,
         trigger=trigger,
+        trained_on=trained_on,
     )
 
 

@@ -42,7 +42,8 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     `champion` the metrics of the version that was champion then, on the same rows; `rates` the mean label of train and
     holdout, of a category the share of each class as "train <class>" and "holdout <class>". `evaluation` is what the
     held-out rows show, `matures_in_days` how long their labels took at the least and at the most; cards of old have
-    neither. `search` has each trial with its parameters and loss. `trigger` says what started the training, `commit`
+    neither. `search` has each trial with its parameters and loss. `trigger` says what started the training,
+    `trained_on` on which day of the project's clock (cards of old: None), `commit`
     the git commit of the dbt project then, with "-dirty" if its files were changed, None outside of git.
     """
 
@@ -76,6 +77,7 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     learning: Learning = Learning()
     search: tuple[dict[str, float], ...] = ()
     trigger: str = ""
+    trained_on: date | None = None
     commit: str | None = None
     booster_sha256: str = NO_CHECKSUM
     card_sha256: str = NO_CHECKSUM

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from ml.declarations import Score, Source
+from ml.declarations import Project, Score, Source
 from orchestration.events import pending_events
 from orchestration.instance import in_process_executor
 from orchestration.project import Paths
 from orchestration.publishing import served_now
 from orchestration.retraining import told_by_reports, when_trained
+from orchestration.training_sets import clock
 
 LOOK_SECONDS = 60  # between two looks at a stream: what is built of its messages takes about as long
 UNFINISHED = [
@@ -82,11 +83,13 @@ def stream_sensor(
     return look
 
 
-def retraining_sensor(score: Score, guards: Sequence[dg.AssetChecksDefinition], where: Paths) -> dg.SensorDefinition:
+def retraining_sensor(
+    score: Score, guards: Sequence[dg.AssetChecksDefinition], project: Project, where: Paths
+) -> dg.SensorDefinition:
     """Trains a score as soon as a report says that it has drifted or broken its promise, if it declares that.
 
     Off until it is switched on; without it the next run of everything does the same. Whether it may train yet, by its
-    cool-down and budget, is decided in the run. A report starts one run.
+    cool-down and budget, is decided in the run: as long as a report says so, it is asked once a day.
     """
     name = f"{score.name}_retraining"
     first = dg.AssetSelection.keys(["training_sets", score.name])
@@ -105,7 +108,7 @@ def retraining_sensor(score: Score, guards: Sequence[dg.AssetChecksDefinition], 
         if not told:
             return dg.SkipReason(f"version {served.model_version} has neither drifted nor broken its promise")
         why = "; ".join(told)
-        key = hashlib.sha256(f"{served.generation} {why}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{clock(project)} {served.generation} {why}".encode()).hexdigest()[:16]
         return dg.RunRequest(run_key=key, tags={"scorehouse/trigger": why})
 
     return look

@@ -59,7 +59,7 @@ def define(where: Paths) -> dg.Definitions:
             if source.scheme in REDELIVERED
         ]
         + [
-            retraining_sensor(score, guards, where)
+            retraining_sensor(score, guards, project, where)
             for score in project.scores
             if score.retrain and (score.retrain.drift or score.retrain.performance)
         ],

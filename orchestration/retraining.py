@@ -58,14 +58,15 @@ def decide(
         return Decision(waits=f"{number} has learned from all there is, so another training would give the same model")
     if asked:
         return Decision(asked)
+    last = newest["trained_on"]
     frozen = versions.training_set(connection, score, newest["training_set"])
-    last = frozen["known_until"] if frozen else newest["holdout_to"]
-    fresh = _new_labels(connection, score, last, today)
+    known = frozen["known_until"] if frozen else newest["holdout_to"]
+    fresh = _new_labels(connection, score, known, today)
     if score.retrain is None:
         return Decision(f"{fresh:,} new labels" if fresh else "the rows it learns from have changed")
     fired = [why for why in _fired(connection, score, last, fresh, today, where) if why]
     if not fired:
-        return Decision(waits=f"{fresh:,} new labels since {last}; it is trained {when_trained(score)}")
+        return Decision(waits=f"{fresh:,} new labels since {known}; it is trained {when_trained(score)}")
     held_back = _held_back(connection, score, last, today)
     if held_back:
         return Decision(waits=f"{'; '.join(fired)}, but {held_back}", is_held_back=True)

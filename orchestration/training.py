@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -40,11 +40,11 @@ class Training(dg.Config):
 
 
 def train_version(
-    connection: Connection, score: Score, training_set: str, where: Paths, log: Any, trigger: str = "asked for"
+    connection: Connection, score: Score, training_set: str, where: Paths, log: Any, trigger: str, today: date
 ) -> dict[str, Any]:
     """Trains a candidate on a frozen training set, saves and records it; gives its row of `ml.model_versions`.
 
-    `trigger` says what started it.
+    `trigger` says what started it, `today` is the project's clock.
     """
     from ml import cards, registry, training
 
@@ -83,6 +83,7 @@ def train_version(
         champion_version=champion["version"] if champion else None,
         commit=git_commit(where.project),
         trigger=trigger,
+        trained_on=today,
     )
     card = registry.save(folder, candidate.booster, cards.evaluated(candidate, made))
     versions.record_version(connection, card, trained_by(score))
@@ -158,7 +159,7 @@ def training_assets(
                 if version is not None:
                     context.log.info(f"· models.{score.name}: trained: {decision.trigger}")
                 version = train_version(
-                    connection, score, current["training_set"], where, context.log, decision.trigger
+                    connection, score, current["training_set"], where, context.log, decision.trigger, today
                 )
                 prune_training_sets(connection, score, where.training_sets)
             elif config.asked or decision.is_held_back:

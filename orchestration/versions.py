@@ -29,10 +29,19 @@ TABLES = """
         train_from date, train_to date, holdout_from date, holdout_to date, train_rows bigint, holdout_rows bigint,
         metrics json, baseline_metrics json, baseline varchar, champion_metrics json, champion_version integer,
         trees integer, booster_sha256 varchar, trained_at timestamptz, promoted_at timestamptz,
-        contract varchar, trigger varchar
+        contract varchar, trigger varchar, trained_on date
     );
     alter table ml.model_versions add column if not exists contract varchar;
     alter table ml.model_versions add column if not exists trigger varchar;
+    alter table ml.model_versions add column if not exists trained_on date;
+    -- Of a version that is older than this column, the day until which its labels were known.
+    update ml.model_versions as versions set trained_on = coalesce(
+        (
+            select min(known_until) from ml.training_sets as sets
+            where sets.score = versions.score and sets.training_set = versions.training_set
+        ),
+        holdout_to
+    ) where trained_on is null;
     create table if not exists ml.gate_results (
         score varchar, version integer, condition varchar, figures json, passed boolean, note varchar,
         evaluated_at timestamptz
@@ -192,13 +201,9 @@ def newest_version(connection: Connection, score: Score) -> dict[str, Any] | Non
 
 
 def trained_since(connection: Connection, score: Score, day: date) -> int:
-    """How many versions have learned from labels known after a day."""
-    query = """
-        select count(*) from ml.model_versions where score = ? and training_set in (
-            select training_set from ml.training_sets where score = ? and known_until > ?
-        )
-    """
-    return int(warehouse.one(connection, query, [score.name, score.name, day])[0])
+    """How many versions were trained after a day of the project's clock."""
+    query = "select count(*) from ml.model_versions where score = ? and trained_on > ?"
+    return int(warehouse.one(connection, query, [score.name, day])[0])
 
 
 def record_version(connection: Connection, card: Card, engine: str) -> None:
@@ -213,6 +218,7 @@ def record_version(connection: Connection, card: Card, engine: str) -> None:
                 "training_set": card.training_set,
                 "contract": card.contract,
                 "trigger": card.trigger,
+                "trained_on": card.trained_on,
                 "engine": engine,
                 **card.dates,
                 "train_rows": card.rows["train"],

@@ -57,7 +57,7 @@ def test_a_training_set_that_a_candidate_cant_read_is_named(loans: tuple[Paths, 
     content = file.read_bytes()
     file.write_bytes(content[:1000] + bytes(1000) + content[2000:])
     with open_warehouse(where.warehouse) as connection, pytest.raises(ScoringError) as raised:
-        train_version(connection, project.scores[0], file.stem, where, Log())
+        train_version(connection, project.scores[0], file.stem, where, Log(), "asked for", TODAY)
     assert f"training set {file} can't be read" in str(raised.value)
 
 
@@ -100,8 +100,8 @@ def test_models_outlive_a_warehouse_that_was_removed(tmp_path: Path) -> None:
         kept = registry.save(models / "3", a_model().booster, a_model().card)
         (models / "4.tmp").mkdir()  # killed while it was written
         (models / "4.tmp" / "model.cbm").touch()
-        trained = train_version(connection, score, frozen["training_set"], where, Log())
-    assert trained["version"] == 4
+        trained = train_version(connection, score, frozen["training_set"], where, Log(), "asked for", TODAY)
+    assert (trained["version"], trained["trigger"], trained["trained_on"]) == (4, "asked for", TODAY)
     assert registry.verify(models / "3") == kept.booster_sha256
     assert registry.verify(models / "4") == trained["booster_sha256"]
     assert sorted(folder.name for folder in models.iterdir()) == ["3", "4"]

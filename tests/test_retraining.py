@@ -3,16 +3,20 @@
 import json
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import duckdb
 import msgspec
 import pytest
 
 from ml import registry
+from ml.declarations import Project
 from ml.learning import Retrain
 from ml.scores import Score
-from orchestration import versions
+from orchestration import automation, versions
+from orchestration.automation import retraining_sensor
 from orchestration.project import Paths
 from orchestration.retraining import Decision, decide, when_trained
 from tests.small_data import a_model, a_score
@@ -30,7 +34,7 @@ def connection(where: Paths) -> Any:
     """A champion, version 1, that learned from what was known on 2024-05-06, and a label per day since."""
     with duckdb.connect() as opened:
         versions.create_tables(opened)
-        model = a_model(version=1, training_set="old")
+        model = a_model(version=1, training_set="old", trained_on=LEARNED_UNTIL)
         card = registry.save(where.models / "leaving" / "1", model.booster, model.card)
         versions.record_training_set(opened, a_score(), {"training_set": "old", "known_until": LEARNED_UNTIL})
         versions.record_version(opened, card, "engine")
@@ -147,6 +151,43 @@ def test_a_budget_is_spent_by_every_version_of_28_days(connection: Any, where: P
         "but 1 trainings since 2024-05-05 are its budget of 28 days"
     )
     assert decided(connection, where, thrifty, date(2024, 6, 3)).trigger is not None
+
+
+def test_days_count_from_the_training_and_labels_from_those_that_it_knew(connection: Any, where: Paths) -> None:
+    connection.execute("update ml.model_versions set trained_on = date '2024-05-10'")
+    assert decided(connection, where, Retrain(every_days=7.0), date(2024, 5, 16)).trigger is None
+    assert decided(connection, where, Retrain(every_days=7.0), date(2024, 5, 17)).trigger is not None
+    cautious = Retrain(new_labels=10, cooldown_days=7.0)
+    held_back = decided(connection, where, cautious, date(2024, 5, 16))
+    assert held_back.waits == "new labels: 10, of 10 asked for, but it cools down until 2024-05-17"
+    # A version of before days were kept was trained when its labels were known.
+    connection.execute("update ml.model_versions set trained_on = null")
+    versions.create_tables(connection)
+    assert decided(connection, where, cautious, date(2024, 5, 16)).trigger is not None
+
+
+def test_a_sensor_asks_once_a_day_as_long_as_a_report_says_so(
+    connection: Any, where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = a_score(retrain=Retrain(drift=0.5))
+    served = SimpleNamespace(generation="2024-05-06-v1", model_version=1)
+
+    def asks(today: date) -> dg.RunRequest | dg.SkipReason:
+        project = Project(name="shop", sources=(), scores=(score,), today=today)
+        with dg.build_sensor_context() as context:
+            found = retraining_sensor(score, [], project, where)(context)
+        assert isinstance(found, dg.RunRequest | dg.SkipReason)
+        return found
+
+    assert asks(date(2024, 5, 9)) == dg.SkipReason("nothing is served yet")
+    monkeypatch.setattr(automation, "served_now", lambda *_: served)
+    assert asks(date(2024, 5, 9)) == dg.SkipReason("version 1 has neither drifted nor broken its promise")
+    drift_report(where, *a_model().card.importance)
+    first, again, next_day = (asks(date(2024, 5, day)) for day in (9, 9, 10))
+    assert isinstance(first, dg.RunRequest) and isinstance(next_day, dg.RunRequest)
+    assert first.tags["scorehouse/trigger"].startswith("drift: 100% of the importance of version 1 has drifted")
+    assert first == again
+    assert first.run_key != next_day.run_key
 
 
 def test_who_asks_is_not_held_back(connection: Any, where: Paths) -> None:
