@@ -16,7 +16,9 @@ export MPLCONFIGDIR := $(CACHE)/matplotlib
 
 PYTHON ?= python3
 BIN := .venv/bin
-SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) tests/projects/loans/models tests/projects/card_tier
+IS_SAMPLE := $(filter $(CURDIR)/dbt_project,$(abspath $(SCOREHOUSE_PROJECT)))
+SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) \
+	$(if $(IS_SAMPLE),tests/projects/loans/models tests/projects/card_tier)
 
 .PHONY: setup run backfill sets versions train promote rollback rescore leaks test check serve ui bench days lock format clean help
 
@@ -69,12 +71,14 @@ ui: setup  ## Dagster UI on 127.0.0.1:3000
 leaks: setup  ## do features use what was known later? (make leaks MODEL=… AS_OF="2024-05-01 …" SCRAMBLE=1)
 	@$(BIN)/python -m orchestration.leaks $(if $(MODEL),--model $(MODEL)) $(if $(AS_OF),--as-of $(AS_OF)) $(if $(SCRAMBLE),--scramble)
 
-check: setup  ## dbt parse and the declarations, ruff, import-linter, mypy, sqlfluff
+check: setup  ## dbt parse and the declarations, ruff, import-linter, mypy, sqlfluff; of another project its declarations and SQL
 	@$(BIN)/python -m orchestration.project
+ifneq ($(IS_SAMPLE),)  # who writes another project has not changed the engine
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo --cache-dir $(CACHE)/import-linter
 	@$(BIN)/mypy
 	@SCOREHOUSE_PROJECT=tests/projects/loans SCOREHOUSE_DATA=$(SCOREHOUSE_DATA)/check $(BIN)/python -m orchestration.project
+endif
 	@$(BIN)/sqlfluff lint --quiet --config pyproject.toml $(SQL)
 
 test: check  ## all of check, and every test

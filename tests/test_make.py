@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.project import main
-from tests.conftest import LOANS, REPOSITORY
+from tests.conftest import LOANS, REPOSITORY, SAMPLE
 
 
 def commands_of_check(project: Path, data: Path) -> list[str]:
@@ -28,6 +28,10 @@ def test_the_declarations_are_checked_first_and_the_slow_linter_runs_last(tmp_pa
     commands = commands_of_check(tmp_path / "shop", tmp_path / "data")
     assert "orchestration.project" in commands[0]
     assert "sqlfluff" in commands[-1]
+    assert len(commands) == 2, "who writes a project waits for no check of the engine"
+    of_sample = commands_of_check(SAMPLE, tmp_path / "data")
+    assert {"mypy", "lint-imports", "ruff"} <= {Path(line.split()[0]).name for line in of_sample}
+    assert "orchestration.project" in of_sample[0] and "sqlfluff" in of_sample[-1]
 
 
 def test_the_sql_of_a_project_elsewhere_is_linted_by_the_same_rules(tmp_path: Path) -> None:
