@@ -82,7 +82,7 @@ endif
 	@$(BIN)/sqlfluff lint --quiet --config pyproject.toml $(SQL)
 
 test: check  ## all of check, and every test
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --durations 20
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 20
 
 bench: setup  ## every benchmark, quickly (make bench FULL=1 for the stated sizes)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script $(if $(FULL),--full,--quick) || exit 1; done

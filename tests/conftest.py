@@ -27,14 +27,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under `pytest -n 2 --dist loadgroup`: what is made once for several tests is made in one process.
 
     That is the sample's run, and what the tests of a file share. The bank's run is made in each: half of all time
-    goes into tests that look at it, so that they are better dealt out.
+    goes into tests that look at it, so that they are better dealt out. The long ones come first, so that no process is
+    left alone with one in the end.
     """
+    long: list[pytest.Item] = []
     for item in items:
         uses = set(getattr(item, "fixturenames", ()))
         if "sample_run" in uses:
             item.add_marker(pytest.mark.xdist_group("sample_run"))
         elif "loans_run" not in uses:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+        if uses & {"sample_run", "loans_run"} or item.get_closest_marker("slow"):
+            long.append(item)
+    longest = [item for item in long if item.get_closest_marker("slow")]
+    items[:] = list(dict.fromkeys([*longest, *long, *items]))
+
+
+@pytest.hookimpl
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than there are processors: they wait for disks and servers."""
+    return (os.cpu_count() or 1) + 1
 
 
 class Run(msgspec.Struct):

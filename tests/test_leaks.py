@@ -26,6 +26,8 @@ from orchestration.warehouse import name, open_warehouse
 from tests.conftest import REPOSITORY, Run, copy_of, environment_of
 from tests.small_data import a_score
 
+pytestmark = pytest.mark.slow
+
 FIRST_DAY = date(2024, 1, 1)
 DAYS, CUSTOMERS, LATE = 150, 30, 9
 SHOP = {

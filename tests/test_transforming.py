@@ -28,6 +28,8 @@ from orchestration.warehouse import exists, one, open_warehouse
 from serving.store import customer_key
 from tests.conftest import LOANS, REPOSITORY, SAMPLE
 
+pytestmark = pytest.mark.slow
+
 TABLES = {
     "raw.orders": {"customer_id": "BIGINT", "amount": "DOUBLE", "placed_at": "TIMESTAMP"},
     "raw.customers": {"customer_id": "BIGINT", "name": "VARCHAR"},
