@@ -24,12 +24,13 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a version stands: what its gate said of it last, whether it is champion, and its promotions, the newest
-    first."""
+    """Where a version stands: what its gate said of it last, whether it is champion, its promotions, the newest first,
+    and, of one that is champion no more, the promotion of another that ended it."""
 
     gate: tuple[GateResult, ...] = ()
     champion: Reign = "never"
     promotions: tuple[Promotion, ...] = ()
+    ended: Promotion | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -41,7 +42,9 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 def standing_of(
     version: int, gate: Sequence[GateResult], promotions: Sequence[Promotion], champion: int | None
 ) -> Standing:
-    """The standing of a version, of all the promotions of its score and the version that is champion now."""
+    """The standing of a version, of all the promotions of its score, the earliest first, and the champion of now."""
     own = sorted((one for one in promotions if one.version == version), key=lambda one: one.promoted_at, reverse=True)
     reign: Reign = "now" if version == champion else "before" if own else "never"
-    return Standing(gate=tuple(gate), champion=reign, promotions=tuple(own))
+    last = next((one for one in reversed(promotions) if version in (one.version, one.replaced_version)), None)
+    ended = last if last and last.version != version and reign == "before" else None
+    return Standing(gate=tuple(gate), champion=reign, promotions=tuple(own), ended=ended)

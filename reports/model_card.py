@@ -25,7 +25,7 @@ SHORT = 12  # characters of a checksum that are shown
 
 CHAMPIONS = {
     "now": "It is the champion: customers are scored by it.",
-    "before": "It was champion once; another version scores customers now.",
+    "before": "It was champion once, and is no more.",
     "never": "It has never scored customers.",
 }
 
@@ -93,7 +93,7 @@ def model_card(card: Card, standing: Standing, score: Score, *, known_until: str
         card=card,
         standing=standing,
         score=score,
-        reign=CHAMPIONS[standing.champion],
+        reign=_reign(standing),
         metrics=metric_lines(card),
         headline=metric_lines(card)[0],
         pictures={name: Markup(svg) for name, svg in drawn.items()},
@@ -124,6 +124,18 @@ def metric_lines(card: Card) -> list[MetricLine]:
         for name, meaning in METRICS[card.kind].items()
         if name in card.metrics
     ]
+
+
+def _reign(standing: Standing) -> str:
+    """Whether it is champion, and since when and why no more: `..., when ann put version 1 in its place by rollback`."""
+    ended = standing.ended
+    if ended is None:
+        return CHAMPIONS[standing.champion]
+    until = f"It was champion until {ended.promoted_at:%Y-%m-%d %H:%M} UTC, when "
+    if ended.how == "gate":
+        return f"{until}version {ended.version} passed its gate."
+    why = f": {ended.reason}" if ended.reason else "."
+    return f"{until}{ended.by or 'somebody'} put version {ended.version} in its place by {ended.how}{why}"
 
 
 def _importance_bars(importance: Mapping[str, float]) -> list[Bar]:

@@ -281,7 +281,7 @@ def test_a_card_is_written_anew_where_what_it_says_has_changed(
     assert tell_versions(connection, a_score(), where) == [1]
     a_version(connection, where, 2, PASSED)
     assert tell_versions(connection, a_score(), where) == [2, 1], "version 1 is champion no more"
-    assert "champion once" in (folder(where) / "1" / "card.html").read_text()
+    assert "when version 2 passed its gate." in (folder(where) / "1" / "card.html").read_text()
     assert tell_versions(connection, a_score(title="Gone"), where) == [2, 1]
     (folder(where) / "2" / "card.html").unlink()
     assert tell_versions(connection, a_score(title="Gone"), where) == [2]
@@ -335,6 +335,23 @@ def test_a_log_of_promotions_says_who_and_why(connection: duckdb.DuckDBPyConnect
     assert "ada" in page and "bob" not in page
     data = msgspec.json.decode((folder(where) / "1" / "card.json").read_bytes(), type=VersionCard)
     assert [promotion.how for promotion in data.standing.promotions] == ["force", "gate"]
+
+
+def test_the_card_of_a_version_that_was_taken_back_says_when_by_whom_and_why(
+    connection: duckdb.DuckDBPyConnection, where: Paths
+) -> None:
+    a_version(connection, where, 1, PASSED)
+    a_version(connection, where, 2, PASSED)
+    back = versions.promote(connection, a_score(), 1, "rollback", "scores too low")
+    tell_versions(connection, a_score(), where)
+    page = (folder(where) / "2" / "card.html").read_text()
+    until, by = f"{back['promoted_at']:%Y-%m-%d %H:%M} UTC", versions.user()
+    assert f"It was champion until {until}, when {by} put version 1 in its place by rollback: scores too low" in page
+    assert page.index("version 1 replaced it") < page.index("<td>gate</td>"), "beside its own promotion"
+    data = msgspec.json.decode((folder(where) / "2" / "card.json").read_bytes(), type=VersionCard)
+    assert data.standing.ended is not None and data.standing.ended.reason == "scores too low"
+    again = (folder(where) / "1" / "card.html").read_text()
+    assert "It is the champion" in again and "replaced it" not in again
 
 
 def test_a_version_stands_as_its_gate_and_its_promotions_say() -> None:
