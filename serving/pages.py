@@ -28,6 +28,7 @@ from serving.views import FILTERS, band_places, class_bars, find_reports, reason
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 4  # customers that a score's page offers to look up
 LISTED_VERSIONS = 8  # on a score's page, the newest
+FAILED_CONDITIONS = 2  # of a refused version that are listed there; its card has all
 
 _style = " ".join((TEMPLATES / "style.css").read_text().split())
 _style_hash = base64.b64encode(hashlib.sha256(_style.encode()).digest()).decode()
@@ -119,6 +120,7 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
             reports=[report for report in found if report.score == score][:5],
             versions=told.versions if told else [],
             listed=LISTED_VERSIONS,
+            conditions=FAILED_CONDITIONS,
             performance=performance_view(performance) if performance else None,
         )
 

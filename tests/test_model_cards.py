@@ -460,6 +460,7 @@ def test_the_page_of_a_score_links_to_the_card_of_each_version(client: TestClien
     low, high = a_card().intervals["roc_auc"]
     for text in (">refused</span>", ">passed</span>", '<b class="small">champion</b>', f"{low:.4f} to {high:.4f}"):
         assert text in page, text
+    assert "failed <code>roc_<wbr>auc &gt;= 0.99</code></td>" in page, "why it was refused"
     assert "Versions" not in client.get("/pages/new").text
     reports = client.get("/reports").text
     assert 'href="/models/leaving/2"' in reports and "refused" in reports
