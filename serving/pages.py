@@ -143,19 +143,26 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
         views = [source_view(source) for source in found.sources] if found else []
         return _render("sources.html", here="sources", views=views, written_at=found.written_at if found else None)
 
+    async def way_back(score: str) -> str:
+        told = await asyncio.to_thread(read_versions, reports, score)
+        served = catalogue.scores.get(score)
+        title = served.generation.title if served else None
+        has_versions = told is not None and bool(told.versions)
+        return _templates.get_template("way_back.html").render(score=score, title=title, has_versions=has_versions)
+
     @get("/reports/{score:str}/{as_of_date:str}/{name:str}")
     async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> Response[bytes]:
         path = (reports or Path()) / score / as_of_date / name
         if reports is None or report_file(path, score, as_of_date, name) is None:
             raise NotFoundException(detail="There is no such report. See /reports.")
-        return await _file(request, path, REPORT_HEADERS)
+        return await _file(request, path, REPORT_HEADERS, await way_back(score))
 
     @get("/models/{score:str}/{version:str}")
     async def model_card(request: Request[Any, Any, Any], score: str, version: str) -> Response[Any]:
         number = int(version) if version.isascii() and version.isdigit() and len(version) <= LONGEST else 0
         path = await asyncio.to_thread(card_file, reports, score, number, PAGE)
         if path is not None:
-            return await _file(request, path, CARD_HEADERS)
+            return await _file(request, path, CARD_HEADERS, await way_back(score))
         told = await asyncio.to_thread(read_versions, reports, score)
         known = ", ".join(str(line.version) for line in told.versions) if told else "none yet"
         detail = f"Score '{score[:100]}' has no version '{version[:100]}'. Known versions: {known}."
@@ -175,9 +182,11 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
     ]
 
 
-async def _file(request: Request[Any, Any, Any], path: Path, headers: dict[str, str]) -> Response[bytes]:
-    """A page that the pipeline has written, gzipped for who takes it so."""
-    content, gzipped = await asyncio.to_thread(_read_report, path, path.stat().st_mtime_ns)
+async def _file(
+    request: Request[Any, Any, Any], path: Path, headers: dict[str, str], way_back: str
+) -> Response[bytes]:
+    """A page that the pipeline has written, with a way back to those of the server, gzipped for who takes it so."""
+    content, gzipped = await asyncio.to_thread(_read_report, path, path.stat().st_mtime_ns, way_back)
     headers = headers | {"Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
     if "gzip" in request.headers.get("accept-encoding", ""):
         content, headers = gzipped, headers | {"Content-Encoding": "gzip"}
@@ -192,7 +201,7 @@ def _examples(served: Served) -> list[CustomerScore]:
 
 
 @lru_cache(maxsize=8)
-def _read_report(path: Path, modified_ns: int) -> tuple[bytes, bytes]:
-    """A report as it is and gzipped; kept while the file is unchanged."""
-    content = path.read_bytes()
+def _read_report(path: Path, modified_ns: int, way_back: str) -> tuple[bytes, bytes]:
+    """A report with the way back at the top of its body, as it is and gzipped; kept while the file is unchanged."""
+    content = path.read_bytes().replace(b"<body>", b"<body>" + way_back.encode(), 1)
     return content, gzip.compress(content, 6)

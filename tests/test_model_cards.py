@@ -476,6 +476,16 @@ def test_a_card_is_served_without_scripts_and_shut_off_from_everything(client: T
     assert "Refused by its gate" in answer.text
 
 
+def test_a_card_that_is_served_leads_back_and_its_file_stays_as_it_is(client: TestClient[Litestar]) -> None:
+    served = client.get("/models/leaving/2").text
+    back = re.findall(r'<a href="(/[^"]*)"', served)
+    assert back == ["/pages/leaving", "/pages/leaving#versions", "/reports"]
+    assert all(client.get(link).status_code == 200 for link in back)
+    nav = re.search(r"<body>(<style.*</nav>)", served, re.DOTALL)
+    assert nav and "way-back" in nav[1] and 'media="print"' in nav[1]
+    assert 'id="versions"' in client.get("/pages/leaving").text
+
+
 MISSING = ["leaving/9", "leaving/x", "leaving/²", "nobody/1", "..%2fleaving/1", "leaving/01x"]
 LONG = [pytest.param(f"leaving/{'9' * digits}", id=f"{digits} digits") for digits in (300, 5000)]
 

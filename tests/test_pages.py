@@ -203,6 +203,15 @@ def test_a_report_is_served_gzipped_shut_off_and_anew_when_it_changes(client: Cl
     assert client.get("/reports/churn/2024-03-04/drift.html").text == "<!doctype html>new"
 
 
+def test_a_report_leads_back_to_its_score_which_may_be_served_no_more(client: Client, data: Path) -> None:
+    for score in ("churn", "gone"):
+        report(data, "2024-03-11", score, name="performance.html").write_text("<html><body>Promised</body></html>")
+    page = client.get("/reports/churn/2024-03-11/performance.html").text
+    assert re.findall(r'href="([^"]*)">([^<]*)<', page) == [("/pages/churn", "Churn"), ("/reports", "Reports")]
+    gone = client.get("/reports/gone/2024-03-11/performance.html").text
+    assert re.findall(r'href="([^"]*)"', gone) == ["/reports"] and "Promised" in gone
+
+
 @pytest.mark.parametrize(
     "path",
     [
