@@ -53,7 +53,9 @@ class ScoreSummary(msgspec.Struct, frozen=True, kw_only=True):
     fresh_until: Annotated[date, Meta(description="The last day on which it counts as fresh.")]
     freshness: Freshness
     generation: Annotated[str, Meta(description="The published bundle that is served.")]
-    published_at: datetime
+    published_at: Annotated[
+        datetime, Meta(description="When it was made; a rollback brings back an older one as it is.")
+    ]
     model_version: int
     customers: int
     bands: Annotated[dict[str, float], Meta(description="Band -> the lowest value in it.")]

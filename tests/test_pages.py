@@ -81,6 +81,13 @@ def test_the_style_is_the_one_that_the_policy_allows(client: Client) -> None:
     assert " style=" not in answer.text
 
 
+def test_a_generation_says_when_it_was_made_and_not_since_when_it_is_current(client: Client) -> None:
+    made = client.get("/scores/churn").json()["published_at"][:16].replace("T", " ")
+    assert f"made {made} UTC" in client.get("/pages/churn").text, "true also after a rollback to it"
+    assert f"generation made {made} UTC" in client.get("/").text
+    assert "ublished 20" not in client.get("/pages/churn").text + client.get("/").text
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_every_link_of_a_page_leads_somewhere(client: Client, path: str) -> None:
     for link in re.findall(r"(?:href|action)=\"(/[^\"]*)\"", client.get(path).text):
