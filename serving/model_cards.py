@@ -3,6 +3,7 @@
 `<reports>/<score>/versions/versions.json` lists them, `<version>/card.html` and `<version>/card.json` are the cards.
 """
 
+import re
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from ml.standing import Reign, Standing, Verdict
 from serving.generation import NAME
 
 INDEX, PAGE, DATA = "versions.json", "card.html", "card.json"
-LONGEST = 9  # digits of a version: a folder's name can't be of any length
+VERSION = re.compile(r"[1-9][0-9]{0,8}")  # not of any length, as it is a folder's name
 
 
 class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,9 +116,9 @@ def all_versions(reports: Path | None) -> list[Versions]:
     return [found for name in names if (found := read_versions(reports, name))]
 
 
-def card_file(reports: Path | None, score: str, version: int, name: str) -> Path | None:
-    """The page or the data of a version's card, None if there is none."""
-    if reports is None or not NAME.fullmatch(score) or not 0 < version < 10**LONGEST:
+def card_file(reports: Path | None, score: str, version: str, name: str) -> Path | None:
+    """The page or the data of a version's card, None if there is none: 01 is no version, so a card has one address."""
+    if reports is None or not NAME.fullmatch(score) or not VERSION.fullmatch(version):
         return None
-    file = versions_folder(reports, score) / str(version) / name
+    file = versions_folder(reports, score) / version / name
     return file if file.is_file() else None

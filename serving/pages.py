@@ -20,7 +20,7 @@ from markupsafe import Markup
 from serving.catalogue import Catalogue, Served
 from serving.feature_catalogue import feature_views, read_features
 from serving.generation import CustomerScore
-from serving.model_cards import LONGEST, PAGE, all_versions, card_file, read_versions
+from serving.model_cards import PAGE, all_versions, card_file, read_versions
 from serving.performance import performance_view, read_performance
 from serving.sources import read_sources, source_view
 from serving.views import FILTERS, band_places, class_bars, find_reports, reason_bars, report_file, scale, score_view
@@ -159,8 +159,7 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
 
     @get("/models/{score:str}/{version:str}")
     async def model_card(request: Request[Any, Any, Any], score: str, version: str) -> Response[Any]:
-        number = int(version) if version.isascii() and version.isdigit() and len(version) <= LONGEST else 0
-        path = await asyncio.to_thread(card_file, reports, score, number, PAGE)
+        path = await asyncio.to_thread(card_file, reports, score, version, PAGE)
         if path is not None:
             return await _file(request, path, CARD_HEADERS, await way_back(score))
         told = await asyncio.to_thread(read_versions, reports, score)
@@ -182,9 +181,7 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
     ]
 
 
-async def _file(
-    request: Request[Any, Any, Any], path: Path, headers: dict[str, str], way_back: str
-) -> Response[bytes]:
+async def _file(request: Request[Any, Any, Any], path: Path, headers: dict[str, str], way_back: str) -> Response[bytes]:
     """A page that the pipeline has written, with a way back to those of the server, gzipped for who takes it so."""
     content, gzipped = await asyncio.to_thread(_read_report, path, path.stat().st_mtime_ns, way_back)
     headers = headers | {"Vary": "Accept-Encoding", "Cache-Control": "no-cache"}

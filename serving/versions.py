@@ -2,9 +2,9 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import MediaType, Response, get
+from litestar import MediaType, Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
@@ -12,7 +12,7 @@ from litestar.params import Parameter
 
 from ml.realised import Performance
 from serving.catalogue import Catalogue
-from serving.lookups import NOT_SERVED, ScoreName, problem_spec, served_score, short
+from serving.lookups import NOT_SERVED, ScoreName, id_as_sent, problem_spec, served_score, short
 from serving.model_cards import DATA, VersionCard, Versions, all_versions, card_file, read_versions
 from serving.performance import read_performance
 
@@ -53,13 +53,15 @@ def versions_handlers(catalogue: Catalogue, reports: Path | None) -> list[HTTPRo
             404: problem_spec("The score or the version is not known; `known_versions` lists those that are."),
         },
     )
-    async def one_version(score: ScoreName, version: Version) -> Response[bytes]:
+    async def one_version(request: Request[Any, Any, Any], score: ScoreName, version: Version) -> Response[bytes]:
+        sent = id_as_sent(request, 4).removesuffix("/")  # of what int() reads, only 1 is version 1: not 01, +1 or ١
+
         def read() -> bytes:
-            file = card_file(reports, score, version, DATA)
+            file = card_file(reports, score, sent, DATA)
             if file is None:
                 known = [line.version for line in versions_of(score).versions]
                 listed = ", ".join(map(str, known)) or "none yet"
-                detail = f"Score '{score}' has no version {short(str(version))}. Known versions: {listed}."
+                detail = f"Score '{score}' has no version {short(sent)}. Known versions: {listed}."
                 raise NotFoundException(detail=detail, extra={"known_versions": known})
             return file.read_bytes()
 

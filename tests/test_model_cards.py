@@ -315,7 +315,7 @@ def test_a_champion_whose_card_was_changed_is_listed_as_what_it_is(
         assert tell_versions(connection, a_score(), where) == [2]
         told = read_versions(where.reports, "leaving")
         assert told is not None and [line.champion for line in told.versions] == reigns
-        assert card_file(where.reports, "leaving", 1, PAGE), "its page stays"
+        assert card_file(where.reports, "leaving", "1", PAGE), "its page stays"
 
 
 def test_a_log_of_promotions_says_who_and_why(connection: duckdb.DuckDBPyConnection, where: Paths) -> None:
@@ -452,6 +452,15 @@ def test_what_is_not_known_is_a_problem_that_says_what_is(
     assert answer.headers["content-type"] == "application/problem+json"
     assert detail in answer.json()["detail"]
     assert answer.json().items() >= extra.items()
+
+
+@pytest.mark.parametrize("sent", ["+1", "01", "1%20", "%201", "%D9%A1", "1_0", "0", "-1"])
+def test_a_card_has_one_address(client: TestClient[Litestar], sent: str) -> None:
+    for path in (f"/scores/leaving/versions/{sent}", f"/models/leaving/{sent}"):
+        answer = client.get(path)
+        assert answer.status_code == 404, path
+        assert "Known versions: 2, 1." in answer.text
+    assert client.get("/scores/leaving/versions/1").status_code == 200
 
 
 def test_the_page_of_a_score_links_to_the_card_of_each_version(client: TestClient[Litestar]) -> None:
