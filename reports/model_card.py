@@ -127,7 +127,7 @@ def metric_lines(card: Card) -> list[MetricLine]:
 
 
 def _reign(standing: Standing) -> str:
-    """Whether it is champion, and since when and why no more: `..., when ann put version 1 in its place by rollback`."""
+    """Whether it is champion; of one that is so no more, until when, by whose word, and why."""
     ended = standing.ended
     if ended is None:
         return CHAMPIONS[standing.champion]

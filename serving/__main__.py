@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import multiprocessing
 import os
 import signal
 import socket
@@ -16,8 +17,7 @@ from granian.server import Server
 from litestar import Litestar
 
 from serving.app import app_from_environment
-from serving.generation import read_manifest
-from serving.store import CorruptGeneration, current, published_scores
+from serving.catalogue import Catalogue
 
 
 def main() -> None:
@@ -26,7 +26,9 @@ def main() -> None:
     _check_port(settings.host, address, settings.port)
     data = Path(settings.data).absolute()
     os.environ["SCOREHOUSE_DATA"] = str(data)
-    print(describe(data / "generations", settings.host, settings.port), flush=True)
+    # Beside the workers, which read the same files: to verify much takes seconds. A thread would not outlive their fork.
+    told = (data / "generations", settings.host, settings.port)
+    multiprocessing.Process(target=_tell, args=told, daemon=True).start()
     Server(
         "serving.__main__:app_of_worker",
         factory=True,
@@ -53,16 +55,22 @@ def _end_after(server: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _tell(generations: Path, host: str, port: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    print(describe(generations, host, port), flush=True)
+
+
 def describe(generations: Path, host: str, port: int) -> str:
-    """What will be served, and where, in a few lines."""
+    """What is served, and where, in a few lines: of generations that are verified as the API does it."""
     lines = []
-    for score in published_scores(generations):
-        try:
-            manifest = read_manifest(generations / score / (current(generations, score) or ""))
-            served = f"{manifest.rows:,} customers as of {manifest.as_of_date}, generation {manifest.generation}"
-            lines.append(f"  {score}: {served}")
-        except CorruptGeneration as error:
-            lines.append(f"  {score}: cannot be served. {error}")
+    for found in Catalogue(generations).look():
+        if found.served is None:
+            lines.append(f"  {found.score}: cannot be served. {found.fault}")
+            continue
+        one = found.served.generation
+        found.served.store.close()
+        served = f"{one.rows:,} customers as of {one.as_of_date}, generation {one.generation}"
+        lines.append(f"  {found.score}: {served}")
     base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     if not lines:
         lines = [f"  No score is published in {generations} yet (make run); what appears there is served at once."]

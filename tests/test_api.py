@@ -494,6 +494,25 @@ def test_the_features_of_an_id_that_is_no_customer_are_a_clean_404(odd_server: S
     assert (status, msgspec.json.decode(body, type=Problem).status) == (404, 404)
 
 
+def test_the_server_tells_at_its_start_what_the_api_serves_and_what_it_does_not(tmp_path: Path) -> None:
+    publish(tmp_path / "generations")
+    publish(tmp_path / "generations", score="upsell")
+    (tmp_path / "generations" / "upsell" / "g1" / "card.json").write_text("{")
+    port = free_port()
+    process = start(tmp_path, "--port", str(port), "--workers", "1")
+    try:
+        assert process.stdout
+        told = ""
+        while "  API " not in told and (line := process.stdout.readline()):
+            told += line
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+    assert "  churn: 100 customers as of 2024-03-04" in told
+    assert "  upsell: cannot be served. upsell/g1/card.json: its checksum is wrong" in told
+    assert f"  pages http://127.0.0.1:{port}/" in told
+
+
 def test_a_load_balancer_may_ask_with_head(odd_server: Server) -> None:
     for path in ("/", "/scores", "/health/live", "/health/ready"):
         assert odd_server.get(path, "HEAD") == (200, b"")
