@@ -22,6 +22,8 @@ IMPORTANT = 20  # features with a bar
 TRIALS = 20  # of a search that are listed, the best ones
 COMMON_BASE = 0.5  # where the bars of a metric begin that is so for a guess
 SHORT = 12  # characters of a checksum that are shown
+# Parameters that only the engine needs; which features are monotone is told by their names.
+OF_THE_ENGINE = {"thread_count", "allow_writing_files", "logging_level", "classes_count", "monotone_constraints"}
 
 CHAMPIONS = {
     "now": "It is the champion: customers are scored by it.",
@@ -88,6 +90,7 @@ def model_card(card: Card, standing: Standing, score: Score, *, known_until: str
         "gains": pictures.gains_picture(card.kind, evaluation) if evaluation else "",
         "moves": pictures.moves_picture(evaluation.moves, unit) if evaluation else "",
     }
+    parts = _parts(card, evaluation)
     described = {feature.name: feature.description for feature in card.features}
     return environment.get_template(TEMPLATE).render(
         card=card,
@@ -99,10 +102,12 @@ def model_card(card: Card, standing: Standing, score: Score, *, known_until: str
         pictures={name: Markup(svg) for name, svg in drawn.items()},
         importance=_importance_bars(card.importance),
         described=described,
-        parts=_parts(card, evaluation),
+        parts={column: bars for column, bars in parts.items() if len(bars) > 1},
+        alone=[column for column, bars in parts.items() if len(bars) == 1],
         rates=_rates(card),
         known_until=known_until,
         learning=_learning(card),
+        params={name: _tidy(value) for name, value in card.params.items() if name not in OF_THE_ENGINE},
         trials=_trials(card),
         short=SHORT,
     )
@@ -162,7 +167,7 @@ def _parts(card: Card, evaluation: Evaluation | None) -> dict[str, list[Bar]]:
     parts: dict[str, list[Bar]] = {}
     for part in evaluation.slices:
         parts.setdefault(part.column, []).append(bar(part))
-    return {column: bars for column, bars in parts.items() if len(bars) > 1}
+    return parts
 
 
 def _rates(card: Card) -> dict[str, str]:
@@ -194,6 +199,11 @@ def _trials(card: Card) -> list[dict[str, Any]]:
 def _condition(result: GateResult) -> str:
     """The figures that a condition was judged by."""
     return ", ".join(f"{name} {measure(value)}" for name, value in result.values.items())
+
+
+def _tidy(value: Any) -> Any:
+    """A parameter as it is read; the card's JSON has all its digits."""
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _percent(share: float) -> str:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Colours that are drawn, and the variables of the page's style that stand in their place, for light and dark.
-INK, QUIET, LINE, GROUND = "#010101", "#020202", "#030303", "#050505"
+INK, QUIET, LINE = "#010101", "#020202", "#030303"
 SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
-VARIABLES = {INK: "--ink", QUIET: "--quiet", LINE: "--line", GROUND: "--card"} | {
+VARIABLES = {INK: "--ink", QUIET: "--quiet", LINE: "--line"} | {
     colour: f"--s{place}" for place, colour in enumerate(SERIES)
 }
 LOW, HIGH, NEITHER = "#3f86bd", "#d9742b", "#8b9598"  # of values; seen on light ground and on dark
@@ -82,24 +82,19 @@ def gains_picture(kind: Kind, evaluation: Evaluation) -> str:
         for place, (name, gains) in enumerate(drawn.items()):
             x = np.arange(len(gains) + 1) / len(gains)
             y = np.concatenate([[0], gains])
-            axes.plot(x, y, color=SERIES[place], linewidth=1.8, label=_label(name, kind))
+            axes.plot(x, y, color=SERIES[place], linewidth=1.8, label=_label(name, kind) if len(drawn) > 1 else None)
             if len(drawn) == 1:
                 tenth = float(np.interp(0.1, x, y))
-                axes.plot([0.1], [tenth], color=SERIES[place], marker="o", markersize=6)
-                axes.annotate(
-                    f"the highest 10 % hold {100 * tenth:.0f} %",
-                    (0.1, tenth),
-                    xytext=(0.16, max(0.06, tenth - 0.13)),
-                )
+                told = f"the highest 10 % hold {100 * tenth:.0f} %"
+                axes.plot([0.1], [tenth], color=SERIES[place], marker="o", markersize=6, linewidth=0, label=told)
         axes.set_xlim(0, 1.01)
         axes.set_ylim(0, 1.03)
-        axes.set_xlabel("share of customers, the highest scores first")
+        axes.set_xlabel("share of rows, the highest scores first")
         axes.set_ylabel("share of the total" if kind == "amount" else "share of the outcomes")
         axes.grid(linewidth=0.6)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(_percent)
-        if len(drawn) > 1:
-            axes.legend(loc="lower right")
+        axes.legend(loc="lower right")  # below the dashed line, where nothing else is
 
     drawn = _most(evaluation.gains, {name: -place for place, name in enumerate(evaluation.gains)})
     return as_svg("gains", 3.5, draw, "Share of the outcomes that the highest scores hold") if drawn else ""
@@ -125,8 +120,10 @@ def moves_picture(moves: Sequence[Moves], unit: str) -> str:
             axes.axhline(row - 0.5, color=LINE, linewidth=0.6)
             for part, colour in ((~known, NEITHER), (known, colours(values[known]))):
                 axes.scatter(added[part], y[part], s=10, c=colour, linewidths=0, alpha=0.8, rasterized=True)
-            box = {"facecolor": GROUND, "edgecolor": "none", "pad": 1}
-            name = axes.text(0, row - 0.3, _short(one.feature), transform=beside, va="center", size=11, bbox=box)
+        least, most = axes.get_xlim()
+        end, side = (0, "left") if -least > most else (1, "right")  # where a name has most room beside the line of zero
+        for row, one in enumerate(moves):
+            name = axes.text(end, row - 0.3, _short(one.feature), transform=beside, va="center", ha=side, size=11)
             name.set_in_layout(False)  # a long name narrows nothing
         axes.set_ylim(len(moves) - 0.4, -0.55)
         axes.set_yticks([])

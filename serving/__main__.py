@@ -26,7 +26,7 @@ def main() -> None:
     _check_port(settings.host, address, settings.port)
     data = Path(settings.data).absolute()
     os.environ["SCOREHOUSE_DATA"] = str(data)
-    # Beside the workers, which read the same files: to verify much takes seconds. A thread would not outlive their fork.
+    # Beside the workers, which verify the same files: that takes seconds of large ones. No thread, as they are forked.
     told = (data / "generations", settings.host, settings.port)
     multiprocessing.Process(target=_tell, args=told, daemon=True).start()
     Server(

@@ -27,6 +27,7 @@ from ml.standing import Promotion, Standing, standing_of
 from orchestration import versions
 from orchestration.carding import git_commit, tell_versions
 from orchestration.project import Paths
+from reports import pictures
 from reports.model_card import model_card
 from serving.app import create_app
 from serving.model_cards import PAGE, VersionCard, card_file, read_versions
@@ -85,6 +86,14 @@ def test_a_printed_card_keeps_its_columns_and_tears_no_picture(tmp_path: Path) -
 
 
 @pytest.mark.browser
+def test_on_paper_what_is_folded_up_is_open(tmp_path: Path) -> None:
+    page = page_of(a_card())
+    tall = page.replace("</summary><ul>", '</summary><ul style="height: 6000px">')
+    pages = [len(re.findall(rb"/Type /Page\b", printed(text, tmp_path))) for text in (page, tall)]
+    assert pages[1] >= pages[0] + 4
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("champion", [{}, {"roc_auc": 0.8123}])
 def test_a_table_of_a_card_is_not_cut_off_on_a_phone(champion: dict[str, float], tmp_path: Path) -> None:
     page = page_of(msgspec.structs.replace(a_card(), champion_version=2 if champion else None, champion=champion))
@@ -137,6 +146,44 @@ def test_a_card_says_what_the_version_is_and_how_good() -> None:
         "customer_id × week",
     ):
         assert text in page, text
+
+
+def test_a_card_shows_parameters_as_people_read_them() -> None:
+    learned = {"learning_rate": 0.1038052603539033, "monotone_constraints": {"17": 1}, "allow_writing_files": False}
+    page = page_of(msgspec.structs.replace(a_card(), params=learned | {"depth": 5, "thread_count": 2}))
+    assert "Parameters</td><td>learning_rate 0.1038, depth 5</td>" in page
+    assert "<td>Calibration</td>" in page
+    assert "<td>Calibration</td>" not in page_of(a_card("amount")), "an amount is never calibrated"
+
+
+def test_a_column_of_which_one_part_can_be_measured_is_named() -> None:
+    card = a_card()
+    assert card.evaluation is not None
+    parts = (Slice(column="has_guarantor", value="false", rows=80, metrics={"roc_auc": 0.8}),)
+    for others in ((), card.evaluation.slices):
+        evaluation = msgspec.structs.replace(card.evaluation, slices=(*parts, *others))
+        page = page_of(msgspec.structs.replace(card, evaluation=evaluation))
+        assert "Of has_guarantor only one part can be measured" in page
+        assert "<h3>has_<wbr>guarantor</h3>" not in page
+
+
+def test_no_word_of_a_picture_lies_on_a_line() -> None:
+    evaluation = a_card().evaluation
+    assert evaluation is not None
+    gains = pictures.gains_picture(
+        "probability", msgspec.structs.replace(evaluation, gains={"score": (0.2, 0.37, 1.0)})
+    )
+    box = [float(number) for number in re.findall(r'viewBox="([^"]*)"', gains)[0].split()]
+    x, y = map(float, re.findall(r'x="([\d.]+)" y="([\d.]+)"[^>]*>the highest 10 % hold', gains)[0])
+    assert x > box[2] / 3 and y > 0.7 * box[3], "below the dashed line, not on it"
+    for sign, side in ((1, "end"), (-1, "start")):
+        shifted = [
+            msgspec.structs.replace(one, contributions=tuple(sign * abs(by) for by in one.contributions))
+            for one in evaluation.moves
+        ]
+        drawn = pictures.moves_picture(shifted, "")
+        names = re.findall(r"<text ([^>]*)>" + evaluation.moves[0].feature + "<", drawn)
+        assert names and ("text-anchor: end" in names[0]) == (side == "end"), "off the line of zero"
 
 
 @pytest.mark.parametrize(("kind", "told"), [("probability", True), ("amount", False)])
