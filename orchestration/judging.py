@@ -138,7 +138,17 @@ def told_of(promotion: Mapping[str, Any]) -> str:
 
 def described(result: GateResult) -> str:
     """A gate's condition with the figures it was judged by: `roc_auc >= 0.8 (roc_auc 0.8791): passed`."""
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.values.items())
-    return f"{result.condition} ({figures}): {'passed' if result.passed else 'failed'}" + (
-        f", {result.note}" if result.note else ""
-    )
+    return f"{result.condition} ({_figures(result)}): {_verdict(result)}"
+
+
+def judged(result: GateResult) -> str:
+    """The same beside the condition, which it does not repeat: `roc_auc 0.8791: passed`."""
+    return f"{_figures(result)}: {_verdict(result)}" if result.values else _verdict(result)
+
+
+def _figures(result: GateResult) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in result.values.items())
+
+
+def _verdict(result: GateResult) -> str:
+    return ("passed" if result.passed else "failed") + (f", {result.note}" if result.note else "")

@@ -120,13 +120,9 @@ class Display:
             return
         self.failed += 1
         asset = ".".join(check.asset_key.path)
-        told = "; ".join(
-            str(value.value)
-            for key, value in check.metadata.items()
-            if key in ("difference",) or check.check_name == "gate"
-        )
+        told = "; ".join(str(value.value) for key, value in check.metadata.items() if key == "difference")
         warns = check.severity.value == "WARN"
-        if check.check_name == AS_PROMISED or (not told and check.check_name in ("freshness", RIGHT_IN_TIME)):
+        if check.check_name in (AS_PROMISED, "gate") or (not told and check.check_name in ("freshness", RIGHT_IN_TIME)):
             told = check.description or ""
         if warns and check.check_name == "gate":
             told += "; the champion goes on scoring"

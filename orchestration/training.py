@@ -19,7 +19,7 @@ from orchestration import versions, warehouse
 from orchestration.carding import card_page, card_url, git_commit, tell_versions
 from orchestration.cataloguing import tell_features
 from orchestration.checks import refuse_unsound
-from orchestration.judging import described, judge, told_of
+from orchestration.judging import described, judge, judged, told_of
 from orchestration.mirroring import mirror
 from orchestration.model_files import DamagedModel, is_whole, load_card, load_model, model_folder
 from orchestration.project import Paths
@@ -171,7 +171,7 @@ def training_assets(
             tell_features(connection, project, score, where)
             tell_versions(connection, score, where)
         mirror(project, score, where, context.log.info)
-        metrics = json.loads(version["metrics"])
+        metrics, card = json.loads(version["metrics"]), load_card(where, score, version["version"])
         passed = all(result.passed for result in verdict)
         yield dg.MaterializeResult(
             metadata={
@@ -179,7 +179,7 @@ def training_assets(
                 "version": version["version"],
                 "champion": champion["version"] if champion else "none",
                 **({"taken back": told_of(undone)} if undone else {}),
-                "metrics on held-out dates": dg.MetadataValue.md(_table(load_card(where, score, version["version"]))),
+                "metrics on held-out dates": dg.MetadataValue.md(metrics_table(card)),
                 "trained on": f"{version['train_from']} to {version['train_to']}",
                 "held out": f"{version['holdout_from']} to {version['holdout_to']}",
                 "trees": version["trees"],
@@ -196,7 +196,8 @@ def training_assets(
                     check_name="gate",
                     # A refusal leaves the champion scoring; without a champion there is nothing to score with.
                     severity=dg.AssetCheckSeverity.WARN if champion else dg.AssetCheckSeverity.ERROR,
-                    metadata={result.condition: described(result) for result in verdict},
+                    description=None if passed else "; ".join(map(described, verdict)),
+                    metadata={result.condition: judged(result) for result in verdict},
                 )
             ],
             data_version=dg.DataVersion(f"{version['version']}-{version['booster_sha256'][:12]}"),
@@ -205,16 +206,17 @@ def training_assets(
     return [training_set, model]
 
 
-def _table(card: "Card") -> str:
-    """The metrics of a version in Markdown, with their intervals, beside naive forecast and champion."""
+def metrics_table(card: "Card") -> str:
+    """The metrics of a version in Markdown, each with its interval, beside naive forecast and champion: narrow, as the
+    UI cuts what is wide."""
     from reports.model_card import measure, metric_lines
 
-    champion = f"version {card.champion_version}, champion then" if card.champion_version else "champion: none"
-    rows = [
-        f"| {line.name} | {measure(line.value)}"
-        f" | {' to '.join(map(measure, line.interval)) if line.interval else '–'}"
-        f" | {measure(line.baseline)} | {measure(line.champion)} |"
-        for line in metric_lines(card)
-    ]
-    head = f"| metric | version {card.version} | 95 % interval | baseline: {card.baseline_name} | {champion} |"
-    return "\n".join([head, "|---|---|---|---|---|", *rows])
+    heads = ["metric", f"version {card.version} (95 %)", "naive"]
+    if card.champion_version:
+        heads.append(f"version {card.champion_version}, champion then")
+    rows = [heads, ["---"] * len(heads)]
+    for line in metric_lines(card):
+        interval = f" ({' to '.join(map(measure, line.interval))})" if line.interval else ""
+        cells = [line.name, measure(line.value) + interval, measure(line.baseline), measure(line.champion)]
+        rows.append(cells[: len(heads)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\nNaive: {card.baseline_name}"

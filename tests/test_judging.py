@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml import registry
+from ml.gate import GateResult
 from orchestration import versions, warehouse
-from orchestration.judging import judge
+from orchestration.judging import described, judge, judged
 from orchestration.project import Paths
+from orchestration.training import metrics_table
 from orchestration.training_sets import training_set_file
 from orchestration.warehouse import Connection
 from tests.small_data import a_model, a_score, a_warehouse, another_version, some_rows
@@ -72,3 +74,29 @@ def test_a_champion_that_is_damaged_fails_what_asks_for_its_slices_and_no_more(
     has_passed, _, note = passed(connection, where, f"{own} >= {champions} - 2")
     assert not has_passed and "version 3 can't be read" in note
     assert passed(connection, where, f"{own} >= 0.1")[0]
+
+
+def test_beside_its_condition_a_verdict_tells_the_figures_and_does_not_repeat_the_condition() -> None:
+    result = GateResult("roc_auc >= 0.9", {"roc_auc": 0.85}, passed=False, note="a note")
+    assert judged(result) == "roc_auc 0.8500: failed, a note"
+    assert described(result) == "roc_auc >= 0.9 (roc_auc 0.8500): failed, a note"
+
+
+def test_the_table_of_metrics_that_the_ui_shows_is_narrow_and_has_the_champion() -> None:
+    baseline = "a_feature_with_quite_a_long_name_84d alone"
+    card = msgspec.structs.replace(
+        a_model().card,
+        version=4,
+        champion_version=3,
+        champion={"roc_auc": 0.8123},
+        baseline_name=baseline,
+        metrics={"roc_auc": 0.85},
+        baseline={"roc_auc": 0.7},
+        intervals={"roc_auc": (0.81, 0.89)},
+    )
+    lines = metrics_table(card).splitlines()
+    assert lines[0] == "| metric | version 4 (95 %) | naive | version 3, champion then |"
+    assert lines[2] == "| roc_auc | 0.8500 (0.8100 to 0.8900) | 0.7000 | 0.8123 |"
+    assert lines[-1] == f"Naive: {baseline}"
+    alone = metrics_table(msgspec.structs.replace(card, champion_version=None, champion={}))
+    assert alone.splitlines()[2] == "| roc_auc | 0.8500 (0.8100 to 0.8900) | 0.7000 |"
