@@ -23,7 +23,17 @@ from serving.generation import CustomerScore
 from serving.model_cards import PAGE, all_versions, card_file, read_versions
 from serving.performance import performance_view, read_performance
 from serving.sources import read_sources, source_view
-from serving.views import FILTERS, band_places, class_bars, find_reports, reason_bars, report_file, scale, score_view
+from serving.views import (
+    FILTERS,
+    band_places,
+    class_bars,
+    find_reports,
+    limits,
+    reason_bars,
+    report_file,
+    scale,
+    score_view,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 4  # customers that a score's page offers to look up
@@ -114,6 +124,7 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
             reasons=reason_bars(customer.reasons) if customer else [],
             classes=class_bars(customer.probabilities, band_places(summary)) if customer else [],
             scale=scale(summary),
+            limits=limits(scale(summary)),
             examples=[example.customer_id for example in examples],
             curl_id=quote(customer.customer_id, safe=",") if customer else None,
             base_url=str(request.base_url).rstrip("/"),

@@ -85,7 +85,7 @@ def performance_view(performance: Performance) -> PerformanceView:
     def y(number: float) -> float:
         return round(100 - 100 * (number - bottom) / height, 2)
 
-    step = 100 / max(len(found), 12)
+    step = 100 / max(len(found), 1)
     marks = []
     for place, (day, version, metric) in enumerate(found):
         realised, promised = metric.realised or 0.0, metric.promised

@@ -11,6 +11,8 @@ from markupsafe import Markup
 from serving.answers import ScoreSummary
 from serving.generation import Reason
 
+NEAR, NEAR_LOW, NEAR_HIGH = 10, 12, 17  # percent of a phone's width that the figures of a scale need, and at its ends
+
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -96,6 +98,14 @@ class Step(msgspec.Struct, frozen=True):
     place: int
 
 
+class Limit(msgspec.Struct, frozen=True):
+    """A figure below that scale, at `x` percent, and where its text is anchored."""
+
+    x: float
+    told: str
+    anchor: str = "middle"
+
+
 def score_view(score: ScoreSummary, reports: Iterable[ReportFile]) -> ScoreView:
     """A score with its bands, its metrics and its newest report."""
     return ScoreView(
@@ -138,6 +148,18 @@ def scale(score: ScoreSummary) -> list[Step]:
         Step(round(100 * start, 3), round(100 * (end - start), 3), places[name])
         for (start, name), end in zip(starts, ends, strict=True)
     ]
+
+
+def limits(steps: list[Step]) -> list[Limit]:
+    """The limits of the bands below their scale, and its ends, but for those that would lie upon others on a phone."""
+    inner: list[Limit] = []
+    for step in steps:
+        if 0 < step.start < 100 and (not inner or step.start - inner[-1].x >= NEAR):
+            inner.append(Limit(step.start, f"{step.start:.3g} %"))
+    first, last = (inner[0].x, inner[-1].x) if inner else (100.0, 0.0)
+    low = [Limit(0, "0 %", "start")] if first >= NEAR_LOW else []
+    high = [Limit(100, "100 %", "end")] if last <= 100 - NEAR_HIGH else []
+    return [*low, *inner, *high] if steps else []
 
 
 def reason_bars(reasons: list[Reason]) -> list[ReasonBar]:

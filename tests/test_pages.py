@@ -17,6 +17,7 @@ from litestar.testing import TestClient
 from serving.app import create_app
 from serving.sources import BatchFigures, SourceFigures, SourceReport
 from serving.store import CustomerScore, Reason, flip, payload, write
+from serving.views import Step, limits
 from tests.sample_generations import PUBLISHED, a_generation, publish
 
 Client = TestClient[Litestar]
@@ -138,6 +139,20 @@ def test_a_customer_is_shown_with_band_and_signed_reasons(client: Client) -> Non
     assert 'class="up"' in page
     assert 'class="down"' in page
     assert f"curl {str(client.base_url).rstrip('/')}/scores/churn/customers/42" in page
+
+
+def test_the_scale_of_a_score_has_figures_at_the_limits_of_its_bands(client: Client) -> None:
+    page = client.get("/pages/churn?customer_id=42").text
+    figures = re.findall(r'<text x="([\d.]+)%" y="15" text-anchor="(\w+)">([^<]*)</text>', page)
+    told = [("0", "start", "0 %"), ("30.0", "middle", "30 %"), ("60.0", "middle", "60 %"), ("100", "end", "100 %")]
+    assert figures == told
+
+
+def test_figures_of_a_scale_do_not_lie_upon_each_other() -> None:
+    starts = [0.0, 5.0, 15.0, 18.0, 97.5]
+    steps = [Step(start, 1.0, place) for place, start in enumerate(starts)]
+    assert [limit.told for limit in limits(steps)] == ["5 %", "15 %", "97.5 %"]
+    assert limits([]) == []
 
 
 def test_without_an_id_an_example_is_shown(client: Client) -> None:

@@ -170,6 +170,14 @@ def test_the_page_shows_the_promise_and_each_date_beside_it(client: Client, repo
     assert "Version 2 at 2024-01-29" in section
 
 
+@pytest.mark.parametrize("weeks", [1, 3, 30])
+def test_the_picture_fills_its_card_with_however_few_dates(client: Client, reports: Path, weeks: int) -> None:
+    write(reports, a_performance(*(a_date(week) for week in range(weeks))))
+    rooms = re.findall(r'class="room" x="([\d.]+)" width="([\d.]+)"', client.get("/pages/churn").text)
+    assert len(rooms) == weeks
+    assert sum(float(width) for _, width in rooms) == pytest.approx(100, abs=0.1)
+
+
 def test_the_page_shows_the_version_that_served_and_no_challenger(client: Client, reports: Path) -> None:
     write(reports, a_performance(a_date(3), a_date(3, "worse", model_version=3)))
     assert "version 3" not in client.get("/pages/churn").text
