@@ -57,7 +57,7 @@ class VersionCard(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     verdict: Annotated[Verdict, Meta(description="What its gate said last.")]
     standing: Annotated[
-        Standing, Meta(description="The conditions of its gate with their figures, and its promotions.")
+        Standing, Meta(description="Its gate's conditions with figures, its promotions, and the one that ended it.")
     ]
     trained_at: datetime
     metrics: Annotated[dict[str, float | None], Meta(description="On the held-out dates; null if not measurable.")]
