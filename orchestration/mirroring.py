@@ -1,13 +1,15 @@
 """Mirrors versions and the champion to MLflow, if `MLFLOW_TRACKING_URI` names one.
 
-The warehouse stays what counts: nothing is read back, and an MLflow that does not answer stops nothing. What could not
-be mirrored is caught up the next time.
+The warehouse stays what counts: nothing is read back, and an MLflow that does not answer, or takes long, stops nothing.
+What could not be mirrored is caught up the next time.
 """
 
 import json
 import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,8 @@ from orchestration.warehouse import Connection
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Nothing is reported to MLflow's makers, and a server that is silent keeps nobody waiting.
+# Nothing is reported to MLflow's makers, and a server that is silent is soon given up. These are seconds of a read, of
+# which one byte is enough: a server that trickles is bounded by PATIENCE alone.
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -31,9 +34,13 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
+PATIENCE = 60  # seconds that a run waits for what there is of a score to be brought over, which may go on beside it
 CHAMPION = "champion"
 ARTEFACTS = "model"  # the folder of a run's artefacts
 LONGEST_TAG = 4000  # characters, fewer than any of MLflow's stores takes
+# Runs for which MLflow could not be reached, or took too long: their other scores don't wait for it too.
+given_up: set[str] = set()
+late: list["Future[list[str]]"] = []  # what goes on after it was given up
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
 
 
@@ -55,8 +62,11 @@ class Mirrored(msgspec.Struct, frozen=True):
         return str(self.version), self.sha256
 
 
-def mirror(project: Project, score: Score, where: Paths, tell: Callable[[str], None]) -> None:
-    """Brings a score's versions and champion to MLflow, as far as they are not there; `tell` is given what happened."""
+def mirror(project: Project, score: Score, where: Paths, run_id: str, tell: Callable[[str], None]) -> None:
+    """Brings a score's versions and champion to MLflow, as far as they are not there; `tell` is given what happened.
+
+    It keeps the run waiting for `PATIENCE` at most, and once in a run.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not uri:
         return
@@ -67,21 +77,55 @@ def mirror(project: Project, score: Score, where: Paths, tell: Callable[[str], N
     except ImportError:
         tell("· MLFLOW_TRACKING_URI is set, but mlflow is not installed: pip install 'scorehouse[mlflow]', or unset it")
         return
+    name, reached = f"{project.name}.{score.name}", threading.Event()
+
+    def not_mirrored(reason: str) -> None:
+        tell(
+            f"· {score.name} is not mirrored to MLflow at {without_secrets(uri)}: {reason};"
+            " it is caught up the next time"
+        )
+
+    # Two at a time would each add what the other is about to.
+    if run_id in given_up or not all(work.done() for work in late):
+        not_mirrored("it did not answer in time for what came before")
+        return
     with warehouse.open_warehouse(where.warehouse) as connection:
         champion = versions.champion(connection, score)
         found = _versions(connection, score, where, tell)
-    name = f"{project.name}.{score.name}"
-    try:
+
+    def bring() -> list[str]:
         client = MlflowClient(tracking_uri=uri)
-        changed = _bring(client, name, _experiment(client, project.name, uri, where), found, champion)
+        experiment = _experiment(client, project.name, uri, where)
+        reached.set()
+        return _bring(client, name, experiment, found, champion)
+
+    brought = _beside(bring)
+    try:
+        changed = brought.result(PATIENCE)
     except Exception as error:  # whatever it is, an MLflow that fails is none of a run's business
-        tell(
-            f"· {score.name} is not mirrored to MLflow at {without_secrets(uri)}: {_reason(error, uri)};"
-            " it is caught up the next time"
-        )
+        is_late = not brought.done()
+        if is_late:
+            late.append(brought)
+        if is_late or not reached.is_set():
+            given_up.add(run_id)
+        not_mirrored(f"that takes longer than {PATIENCE} seconds" if is_late else _reason(error, uri))
         return
     if changed:
         tell(f"· {score.name} is mirrored to MLflow at {without_secrets(uri)} as {name}: {', '.join(changed)}")
+
+
+def _beside(work: Callable[[], list[str]]) -> "Future[list[str]]":
+    """What comes of work in a thread that ends with the process: one of an executor would be waited for."""
+    outcome: Future[list[str]] = Future()
+
+    def done() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as error:  # who waits is told
+            outcome.set_exception(error)
+
+    threading.Thread(target=done, daemon=True).start()
+    return outcome
 
 
 def _reason(error: Exception, uri: str) -> str:
@@ -133,25 +177,34 @@ def _versions(connection: Connection, score: Score, where: Paths, tell: Callable
                     **card.metrics,
                     **{f"{whose}_{name}": value for whose, of in of_others.items() for name, value in of.items()},
                 },
-                tags={
-                    "scorehouse.score": score.name,
-                    "scorehouse.version": str(version),
-                    "scorehouse.model_sha256": card.booster_sha256,
-                    "scorehouse.kind": card.kind,
-                    "scorehouse.training_set": card.training_set,
-                    "scorehouse.contract": card.contract,
-                    "scorehouse.trigger": card.trigger,
-                    "mlflow.source.git.commit": card.commit or "",
-                    "mlflow.source.name": "scorehouse",
-                },
-                told={
-                    "scorehouse.gate": f"refused: {failed}" if failed else "passed" if verdict else "",
-                    **({"scorehouse.promoted": told_of(last[0])} if last else {}),
-                },
+                tags=_cut(
+                    {
+                        "scorehouse.score": score.name,
+                        "scorehouse.version": str(version),
+                        "scorehouse.model_sha256": card.booster_sha256,
+                        "scorehouse.kind": card.kind,
+                        "scorehouse.training_set": card.training_set,
+                        "scorehouse.contract": card.contract,
+                        "scorehouse.trigger": card.trigger,
+                        "mlflow.source.git.commit": card.commit or "",
+                        "mlflow.source.name": "scorehouse",
+                    }
+                ),
+                told=_cut(
+                    {
+                        "scorehouse.gate": f"refused: {failed}" if failed else "passed" if verdict else "",
+                        **({"scorehouse.promoted": told_of(last[0])} if last else {}),
+                    }
+                ),
                 files=tuple(file for file in (folder / "model.cbm", folder / "card.json", page) if file.is_file()),
             )
         )
     return found
+
+
+def _cut(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags as long as MLflow takes them: people's reasons may be longer."""
+    return {tag: text[:LONGEST_TAG] for tag, text in tags.items()}
 
 
 def _experiment(client: "MlflowClient", name: str, uri: str, where: Paths) -> str:
@@ -189,21 +242,26 @@ def _bring(
     }
     for version in found:
         there = known.get(version.key)
-        told = {tag: text[:LONGEST_TAG] for tag, text in version.told.items()}
         if there is None:
             run_id, source = _run(client, experiment, version)
-            there = client.create_model_version(name, source, run_id, tags={**version.tags, **told})
+            known[version.key] = there = client.create_model_version(
+                name, source, run_id, tags={**version.tags, **version.told}
+            )
             done.append(f"version {version.version}")
-        for tag, text in told.items():
+        for tag, text in version.told.items():
             if there.tags.get(tag) != text:
                 client.set_model_version_tag(name, str(there.version), tag, text)
-        is_champion = champion is not None and champion["version"] == version.version
-        if is_champion and str(aliases.get(CHAMPION)) != str(there.version):
-            client.set_registered_model_alias(name, CHAMPION, str(there.version))
-            done.append(f"version {version.version} is its {CHAMPION}")
-    if champion is None and CHAMPION in aliases:
-        client.delete_registered_model_alias(name, CHAMPION)
-        done.append(f"it has no {CHAMPION}")
+    if champion is None:
+        if CHAMPION in aliases:
+            client.delete_registered_model_alias(name, CHAMPION)
+            done.append(f"it has no {CHAMPION}")
+        return done
+    reigns = known.get((str(champion["version"]), champion["booster_sha256"]))
+    if reigns is None:
+        done.append(f"its {CHAMPION} is not version {champion['version']}, whose files are damaged")
+    elif str(aliases.get(CHAMPION)) != str(reigns.version):
+        client.set_registered_model_alias(name, CHAMPION, str(reigns.version))
+        done.append(f"version {champion['version']} is its {CHAMPION}")
     return done
 
 

@@ -192,7 +192,7 @@ def _decide(
                 )
             with warehouse.open_warehouse(where.warehouse) as connection:
                 tell_versions(connection, score, where)
-            mirror(project, score, where, say)
+            mirror(project, score, where, run_id, say)
     served = served_now(score, where)
     is_served = f"version {served.model_version} as of {served.as_of_date}" if served else "nobody yet"
     if not result.success:

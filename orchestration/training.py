@@ -170,7 +170,7 @@ def training_assets(
             undone = versions.taken_back(connection, score, version["version"])
             tell_features(connection, project, score, where)
             tell_versions(connection, score, where)
-        mirror(project, score, where, context.log.info)
+        mirror(project, score, where, context.run_id, context.log.info)
         metrics, card = json.loads(version["metrics"]), load_card(where, score, version["version"])
         passed = all(result.passed for result in verdict)
         yield dg.MaterializeResult(

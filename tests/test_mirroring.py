@@ -3,7 +3,11 @@
 import os
 import socket
 import sys
+import threading
+import time
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,8 @@ from typing import Any
 import pytest
 
 from ml.declarations import Project
-from orchestration import versions, warehouse
-from orchestration.mirroring import SETTINGS, mirror
+from orchestration import mirroring, versions, warehouse
+from orchestration.mirroring import LONGEST_TAG, SETTINGS, mirror
 from orchestration.project import Paths
 from tests.small_data import a_model, a_score, a_warehouse, another_version
 
@@ -37,10 +41,47 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paths]:
     assert not (tmp_path / "mlruns").exists(), "artefacts are in the data folder"
 
 
-def mirrored(where: Paths) -> list[str]:
+def mirrored(where: Paths, run_id: str = "") -> list[str]:
+    """What is told, in a run of its own unless one is named."""
     told: list[str] = []
-    mirror(SHOP, SCORE, where, told.append)
+    mirror(SHOP, SCORE, where, run_id or str(uuid.uuid4()), told.append)
     return told
+
+
+@contextmanager
+def a_trickling_server() -> Iterator[str]:
+    """The address of a server that answers each request with a byte every tenth of a second, without an end."""
+    over = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+            while not over.wait(0.1):
+                connection.sendall(b" ")
+
+    def serve(server: socket.socket) -> None:
+        while not over.is_set():
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
+            threading.Thread(target=trickle, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        serving = threading.Thread(target=serve, args=(server,), daemon=True)
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            over.set()
+            serving.join()
+
+
+def what_is_late_comes() -> None:
+    for work in mirroring.late:
+        work.exception(60)
 
 
 def client() -> Any:
@@ -56,7 +97,7 @@ def in_mlflow() -> dict[str, Any]:
 
 def test_a_version_is_mirrored_with_metrics_parameters_tags_and_artefacts(where: Paths) -> None:
     (told,) = mirrored(where)
-    assert told.endswith("as shop.leaving: version 3, version 3 is its champion, version 4")
+    assert told.endswith("as shop.leaving: version 3, version 4, version 3 is its champion")
     there = in_mlflow()
     assert list(client().get_registered_model("shop.leaving").aliases.items()) == [("champion", there["3"].version)]
     run = client().get_run(there["4"].run_id)
@@ -109,7 +150,72 @@ def test_a_damaged_version_is_told_and_the_others_are_mirrored(where: Paths) -> 
     (where.models / "leaving" / "3" / "card.json").write_text("{}")
     damaged, told = mirrored(where)
     assert damaged.startswith("· not mirrored to MLflow: score 'leaving': version 3 can't be read: ")
-    assert told.endswith("as shop.leaving: version 4")
+    assert told.endswith("as shop.leaving: version 4, its champion is not version 3, whose files are damaged")
+
+
+def test_the_alias_follows_to_a_champion_that_was_damaged_after_it_was_mirrored(where: Paths) -> None:
+    mirrored(where)
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        versions.promote(connection, SCORE, 4, "force", "a reason")
+    (where.models / "leaving" / "4" / "card.json").write_text("{}")
+    *_, told = mirrored(where)
+    assert told.endswith("as shop.leaving: version 4 is its champion")
+
+
+def test_a_reason_longer_than_mlflow_takes_is_cut(where: Paths) -> None:
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        another_version(connection, where, SCORE, 5, trigger="because " * 20_000)
+    (told,) = mirrored(where)
+    assert told.endswith("version 5, version 3 is its champion")
+    assert len(in_mlflow()["5"].tags["scorehouse.trigger"]) == LONGEST_TAG
+
+
+def test_a_server_that_trickles_keeps_a_run_waiting_once_and_not_for_long(
+    where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow  # noqa: F401  # its import takes seconds
+
+    monkeypatch.setattr(mirroring, "PATIENCE", 1)
+    at_rest = os.environ["MLFLOW_TRACKING_URI"]
+    with a_trickling_server() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        begun = time.monotonic()
+        (told,) = mirrored(where, "a run")
+        assert told == (
+            f"· leaving is not mirrored to MLflow at {address}: that takes longer than 1 seconds;"
+            " it is caught up the next time"
+        )
+        (of_other,) = mirrored(where, "a run")
+        assert "it did not answer in time for what came before" in of_other
+        assert mirrored(where, "another run") == [of_other], "what is still at work may write"
+        assert time.monotonic() - begun < 5
+    what_is_late_comes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", at_rest)
+    monkeypatch.setattr(mirroring, "PATIENCE", 60)
+    assert mirrored(where, "a run") == [of_other.replace(address, at_rest)]
+    (told,) = mirrored(where, "the next run")
+    assert told.endswith("version 3, version 4, version 3 is its champion")
+
+
+def test_an_upload_that_takes_longer_goes_on_beside_the_run(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    log_artifact, waits = MlflowClient.log_artifact, threading.Event()
+
+    def slowly(*told: Any) -> None:
+        waits.wait(60)
+        log_artifact(*told)
+
+    mirrored(where)  # the database is made
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        another_version(connection, where, SCORE, 5)
+    monkeypatch.setattr(MlflowClient, "log_artifact", slowly)
+    monkeypatch.setattr(mirroring, "PATIENCE", 1)
+    (told,) = mirrored(where)
+    assert "that takes longer than 1 seconds" in told
+    waits.set()
+    what_is_late_comes()
+    assert sorted(in_mlflow()) == ["3", "4", "5"]
 
 
 def test_a_server_that_does_not_answer_is_told_without_its_secrets(
