@@ -20,8 +20,7 @@ from orchestration.model_files import load_card, model_folder
 from orchestration.online_features import json_features, online_features, refuse_unscored
 from orchestration.parity import PublishedDiffers, compare
 from orchestration.project import Paths
-from orchestration.scoring import feature_rows
-from orchestration.training import engine
+from orchestration.scoring import feature_rows, what_scores
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
@@ -109,7 +108,7 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         "features": features,
         "rows": rows,
     }
-    digest = hashlib.sha256(json.dumps([told, contents, engine()], default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([told, contents, what_scores()], default=str).encode()).hexdigest()
     generation = store.Generation(
         generation=f"{told['as_of_date']}-v{version}-{digest[:8]}", published_at=datetime.now(UTC), **told
     )

@@ -1,6 +1,7 @@
 """From a champion to scores in the warehouse."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import time
@@ -21,7 +22,6 @@ from orchestration.checks import refuse_unsound
 from orchestration.judging import current_champion
 from orchestration.model_files import load_model
 from orchestration.project import Paths
-from orchestration.training import engine
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
@@ -112,10 +112,10 @@ def made_from(connection: Connection, score: Score, rows: str) -> list[dict[str,
     """For each as-of date of a query of `feature_rows`: as_of_date, rows, made_from.
 
     `made_from` is a hash of what decides their predictions: the rows themselves, and bands, who is given reasons, and
-    engine, as the same rows are scored again under others.
+    what scores, as the same rows are scored again under others.
     """
     told = score.explained
-    setting = [score.bands, engine(), told.top, told.bands, told.sample]
+    setting = [score.bands, what_scores(), told.top, told.bands, told.sample]
     mark = hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:8]
     return warehouse.rows(
         connection,
@@ -129,6 +129,15 @@ def made_from(connection: Connection, score: Score, rows: str) -> list[dict[str,
         order by 1
         """,
     )
+
+
+def what_scores() -> str:
+    """What else than a model and rows decides a score: the packages that encode, predict and calibrate.
+
+    Not what trains alone: where that differs, a version is trained, and nothing is scored anew before it is champion.
+    """
+    packages = ("scorehouse", "catboost", "numpy")
+    return " ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
 def _features(score: Score) -> str:

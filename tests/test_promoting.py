@@ -1,5 +1,6 @@
 """What people decide of versions is refused with the reason, or recorded, and then what is served."""
 
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from orchestration.listing import told_of_score
 from orchestration.project import Paths
 from orchestration.promoting import NotPromoted, main, promote, rescore, roll_back, score_named
 from orchestration.publishing import publish
+from orchestration.training import engine
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 from tests.conftest import REPOSITORY, Run, copy_of, environment_of, query, served_rows
@@ -123,6 +125,20 @@ def test_scored_anew_are_all_dates_of_the_champion_and_the_same_scores_are_the_s
         10,
         0,
     )
+
+
+def test_a_library_that_only_trains_scores_and_publishes_nothing_anew_and_one_that_scores_does(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish()
+    served = publish(shop.connection, SCORE, SHOP, shop.where)["generation"]
+    champion, before, version = current_champion(shop.connection, SCORE), engine(), importlib.metadata.version
+    for package, dates in (("optuna", 0), ("scikit-learn", 0), ("catboost", 1)):
+        other = lambda name, of=package: "99" if name == of else version(name)  # noqa: E731
+        monkeypatch.setattr(importlib.metadata, "version", other)
+        assert engine() != before, "a version is trained"
+        assert len(scoring.score_dates(shop.connection, SCORE, champion, shop.where)[0]) == dates
+        assert (publish(shop.connection, SCORE, SHOP, shop.where)["generation"] == served) == (dates == 0)
 
 
 def test_a_damaged_champion_scores_nothing_anew_and_what_it_scored_is_published_on(shop: Shop) -> None:
