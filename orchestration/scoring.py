@@ -64,6 +64,7 @@ def score_dates(
     for day in sorted(scored.keys() - {row["as_of_date"] for row in per_date}):
         with warehouse.transaction(connection):
             _withdraw(connection, score, version, day)
+            versions.forget_scored_dates(connection, score, version, [day])
     if not due:
         return [], 0
 
@@ -99,7 +100,6 @@ def _withdraw(connection: Connection, score: Score, version: int, day: date) -> 
     """Takes back what a version has said at an as-of date."""
     predictions = warehouse.name("predictions", score.name)
     connection.execute(f"delete from {predictions} where model_version = {version} and as_of_date::date = date '{day}'")
-    versions.forget_scored_dates(connection, score, version, [day])
 
 
 def feature_rows(score: Score) -> str:

@@ -304,7 +304,20 @@ def mark_unscored(connection: Connection, score: Score, version: int) -> int:
 def record_scored_dates(
     connection: Connection, score: Score, version: int, dates: Sequence[Mapping[str, Any]], scored_at: datetime
 ) -> None:
-    """Adds dates; each has as_of_date, rows, made_from."""
+    """Records dates, each with as_of_date, rows, made_from, in the place of what was recorded of them.
+
+    `scored_at` stays that of the first time: it tells who was champion when the date was scored first. Each row of the
+    predictions has the time of the last.
+    """
     for row in dates:
-        values = [score.name, version, row["as_of_date"], row["rows"], row["made_from"], scored_at]
-        connection.execute("insert into ml.scored_dates values (?, ?, ?, ?, ?, ?)", values)
+        of_date = [score.name, version, row["as_of_date"]]
+        (first,) = warehouse.one(
+            connection,
+            "select min(scored_at) from ml.scored_dates where score = ? and model_version = ? and as_of_date = ?",
+            of_date,
+        )
+        forget_scored_dates(connection, score, version, [row["as_of_date"]])
+        connection.execute(
+            "insert into ml.scored_dates values (?, ?, ?, ?, ?, ?)",
+            [*of_date, row["rows"], row["made_from"], first or scored_at],
+        )

@@ -19,6 +19,7 @@ from orchestration.listing import told_of_score
 from orchestration.project import Paths
 from orchestration.promoting import NotPromoted, main, promote, rescore, roll_back, score_named
 from orchestration.publishing import publish
+from orchestration.realised import served_versions
 from orchestration.training import engine
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
@@ -125,6 +126,16 @@ def test_scored_anew_are_all_dates_of_the_champion_and_the_same_scores_are_the_s
         10,
         0,
     )
+
+
+def test_who_served_a_date_first_is_known_after_a_rollback_and_another_scoring(shop: Shop) -> None:
+    shop.publish()
+    promote(shop.connection, SCORE, 4, "a reason", shop.where)
+    shop.publish()
+    roll_back(shop.connection, SCORE, None, "scores were too low", shop.where)
+    rescore(shop.connection, SCORE, shop.where)
+    shop.publish()
+    assert served_versions(shop.connection, SCORE) == {date(2024, 5, 6): 3}
 
 
 def test_a_library_that_only_trains_scores_and_publishes_nothing_anew_and_one_that_scores_does(
