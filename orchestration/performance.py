@@ -85,7 +85,10 @@ def performance_of(
 
 def _with_drift(dates: Sequence[RealisedDate], score: Score, where: Paths) -> list[RealisedDate]:
     """The dates with what their drift reports said of the same version, where there are any."""
-    reports = {(day, figures.get("model_version")): figures for day, figures in drift_figures(score, where)}
+    if not dates:
+        return []
+    known = drift_figures(score, where, first=dates[0].as_of_date)
+    reports = {(day, figures.get("model_version")): figures for day, figures in known}
     cards = {version: card_of(where, score, version) for version in {one.model_version for one in dates}}
     found = []
     for one in dates:

@@ -94,7 +94,7 @@ def likely_causes(
     well as promised, and after it where they are not.
     """
     card = card_of(where, score, champion["version"])
-    moved = [_base_rate(connection, score, champion, found, where), _drift(score, found, card, where)]
+    moved = [_base_rate(connection, score, champion, found, where), _drift(score, champion, found, card, where)]
     headline = next(metric for metric in found.metrics if metric.metric == next(iter(METRICS[score.kind])))
     if headline.verdict == "worse":
         moved.reverse()
@@ -234,13 +234,15 @@ def _levels(connection: Connection, score: Score, rows: str) -> dict[str, tuple[
     return {name: (mean, spread, entities) for name, mean, spread, entities in connection.execute(query).fetchall()}
 
 
-def _drift(score: Score, found: RealisedDate, card: "Card | None", where: Paths) -> Cause | None:
+def _drift(
+    score: Score, champion: dict[str, Any], found: RealisedDate, card: "Card | None", where: Paths
+) -> Cause | None:
     """Features that had drifted at the date, or as near to it as there is a report on this version."""
     if card is None:
         return None
     reports = [
         (abs((day - found.as_of_date).days), day, figures)
-        for day, figures in drift_figures(score, where)
+        for day, figures in drift_figures(score, where, first=champion["train_to"])  # it has scored no date before
         if figures.get("model_version") == found.model_version
     ]
     if not reports:
@@ -254,14 +256,16 @@ def _drift(score: Score, found: RealisedDate, card: "Card | None", where: Paths)
     return Cause(name="drift", told=f"features with {share:.0%} of the importance had drifted at {day}: {named}")
 
 
-def drift_figures(score: Score, where: Paths) -> list[tuple[date, dict[str, Any]]]:
-    """The as-of dates of a score's drift reports, each with its figures, the oldest first."""
+def drift_figures(score: Score, where: Paths, first: date) -> list[tuple[date, dict[str, Any]]]:
+    """The as-of dates of a score's drift reports from a first one on, each with its figures, the oldest first."""
     found = []
     for file in sorted((where.reports / score.name).glob("????-??-??/drift.json")):
         try:
-            found.append((date.fromisoformat(file.parent.name), read_json(file)))
+            day = date.fromisoformat(file.parent.name)
         except ValueError:
             continue
+        if day >= first:
+            found.append((day, read_json(file)))
     return found
 
 

@@ -362,6 +362,28 @@ def test_drifted_features_are_named_where_customers_are_ranked_worse(connection:
     assert f"Likely cause: drift: features with {importance[weightiest] / 100:.0%} of the importance" in told
 
 
+def test_no_drift_report_of_before_the_dates_that_are_told_is_read(
+    connection: Connection, where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(connection, *shuffled())
+    measured(connection, where)
+    drift_report(where, *a_model().card.importance)
+    for old in ("2023-01-02", "2023-01-09"):
+        copy = where.reports / "leaving" / old / "drift.json"
+        copy.parent.mkdir()
+        copy.write_bytes((where.reports / "leaving" / str(DAY) / "drift.json").read_bytes())
+    read: list[Path] = []
+
+    def read_json(file: Path) -> Any:
+        read.append(file)
+        return json.loads(file.read_bytes())
+
+    monkeypatch.setattr(promises, "read_json", read_json)
+    found = report_performance(connection, SCORE, MATURED, where)["performance"]
+    assert found.dates[-1].drifted and [cause.name for cause in found.causes] == ["drift"]
+    assert {file.parent.name for file in read} == {str(DAY)}
+
+
 def test_a_moved_base_rate_is_told_with_both_rates_and_that_only_the_level_is_off(
     connection: Connection, where: Paths
 ) -> None:
