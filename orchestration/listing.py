@@ -10,7 +10,7 @@ from ml.gate import GateResult
 from ml.metrics import METRICS
 from orchestration import versions, warehouse
 from orchestration.challenging import compare_versions
-from orchestration.project import Paths, ProjectError, load_project, paths
+from orchestration.project import Paths, ProjectError, load_project, paths, refuse_unrun
 from orchestration.promoting import score_named
 from orchestration.publishing import served_now
 from orchestration.warehouse import Connection
@@ -21,6 +21,7 @@ def list_versions(name: str) -> int:
     where = paths()
     try:
         project = load_project(where)
+        refuse_unrun(where, project)
         scores = [score_named(project, name)] if name else list(project.scores)
         with warehouse.open_warehouse(where.warehouse) as connection:
             versions.create_tables(connection)

@@ -287,6 +287,13 @@ def claim_data(where: Paths, project: Project) -> None:
     raise ProjectError(f"{where.data}: {whose} ({where.project}); set SCOREHOUSE_DATA to a folder of its own{renamed}")
 
 
+def refuse_unrun(where: Paths, project: Project) -> None:
+    """For who reads what runs have made. Raises `ProjectError` if none has yet, or the folder is another project's."""
+    if not where.warehouse.exists():  # opening it would make one
+        raise ProjectError(f"{where.data}: nothing has been run there yet; make run does it")
+    claim_data(where, project)
+
+
 def main() -> None:
     """Checks the declarations, for `make check`: what they declare, or every mistake and exit code 1."""
     try:

@@ -11,7 +11,7 @@ import dagster as dg
 from ml.declarations import DeclarationError, Project, Score
 from orchestration import versions, warehouse
 from orchestration.checks import refuse_unsound
-from orchestration.project import Paths, ProjectError, load_project, paths
+from orchestration.project import Paths, ProjectError, load_project, paths, refuse_unrun
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
@@ -292,6 +292,7 @@ def main() -> None:
     where = paths()
     try:
         project = load_project(where)
+        refuse_unrun(where, project)
         with warehouse.open_warehouse(where.warehouse) as connection:
             versions.create_tables(connection)
             rows = told(connection, project, where)

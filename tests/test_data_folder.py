@@ -48,14 +48,14 @@ def test_a_folder_from_before_is_taken_by_the_project_whose_scores_it_serves(whe
     assert where.owner.read_text() == "shop\n"
 
 
-def test_run_and_ui_refuse_anothers_folder_and_check_reads_it(tmp_path: Path) -> None:
+def test_all_that_shows_or_changes_anothers_folder_is_refused_and_check_reads_it(tmp_path: Path) -> None:
     data, home = tmp_path / "data", tmp_path / "home"
     for folder in (data, home):
         folder.mkdir()
 
-    def printed_by(module: str) -> tuple[int, str]:
+    def printed_by(*command: str) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", *command],
             cwd=REPOSITORY,
             env=environment_of(LOANS, data, home),
             stdout=subprocess.PIPE,
@@ -74,4 +74,14 @@ def test_run_and_ui_refuse_anothers_folder_and_check_reads_it(tmp_path: Path) ->
         code, printed = printed_by(module)
         assert code == 1
         assert refusal in printed
+    lists = (["orchestration.promoting", "list"], ["orchestration.training_sets"])
+    for command in lists:
+        code, printed = printed_by(*command)
+        assert code == 1
+        assert f"{data}: nothing has been run there yet; make run does it" in printed
     assert not (data / "warehouse.duckdb").exists() and not (data / "dagster").exists()
+    (data / "warehouse.duckdb").touch()
+    for command in lists:
+        code, printed = printed_by(*command)
+        assert code == 1
+        assert refusal in printed
