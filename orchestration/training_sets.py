@@ -180,7 +180,8 @@ def training_set_file(folder: Path, score: Score, checksum: str) -> Path:
 def training_rows(connection: Connection, score: Score, training_set: str, where: Paths) -> "pa.Table":
     """The rows of a training set, as they were frozen.
 
-    Raises `ScoringError` if its file is gone or is not what was written.
+    Raises `ScoringError` if its file is gone or is not what was written. Only what is learned from now can be frozen
+    anew: other rows have come or changed since an older one.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -194,10 +195,15 @@ def training_rows(connection: Connection, score: Score, training_set: str, where
             raise OSError("it is not what was written")
         return pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
-        raise ScoringError(
-            f"score '{score.name}': its training set {file} can't be read: {error}; remove the file and run again:"
-            " it is frozen anew"
-        ) from None
+        current = versions.current_training_set(connection, score)
+        is_current = current is not None and current["training_set"] == training_set
+        remedy = (
+            "remove the file and run again: it is frozen anew"
+            if is_current
+            else "bring the file back from a copy, or have a version trained on the rows of now: make train"
+            f' SCORE={score.name} REASON="…"'
+        )
+        raise ScoringError(f"score '{score.name}': its training set {file} can't be read: {error}; {remedy}") from None
 
 
 def prune_training_sets(connection: Connection, score: Score, folder: Path) -> list[str]:

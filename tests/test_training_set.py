@@ -144,6 +144,18 @@ def test_a_file_that_is_not_what_was_frozen_is_refused_until_it_is_frozen_anew(
     assert training_rows(warehouse, score, checksum, where) == rows
 
 
+def test_a_lost_file_of_an_older_training_set_is_brought_back_or_done_without(
+    warehouse: Connection, tmp_path: Path
+) -> None:
+    score, where = a_score_of("days_away", "spend"), Paths(project=tmp_path, data=tmp_path)
+    older = frozen(warehouse, tmp_path)["training_set"]
+    warehouse.execute("update features.customer_features set spend = 1")
+    frozen(warehouse, tmp_path)
+    training_set_file(where.training_sets, score, older).unlink()
+    with pytest.raises(ScoringError, match=r"it is missing; bring the file back from a copy, or .* make train SCORE="):
+        training_rows(warehouse, score, older, where)
+
+
 def test_a_stored_query_gives_the_training_set_again(warehouse: Connection, tmp_path: Path) -> None:
     checksum = frozen(warehouse, tmp_path)["training_set"]
     recorded = versions.training_set(warehouse, a_score_of("days_away", "spend"), checksum)
