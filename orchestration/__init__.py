@@ -1,1 +1,1 @@
-"""Derives Dagster definitions from the dbt manifest: loading, transforming, scoring, publishing, monitoring."""
+"""Derives Dagster definitions from the dbt manifest: loading, transforming, scoring, publishing, drift, performance."""

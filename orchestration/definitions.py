@@ -4,11 +4,11 @@ import dagster as dg
 
 from ml.sources import REDELIVERED
 from orchestration.automation import daily, retraining_sensor, stream_sensor, weekly
+from orchestration.drifting import drift_asset
 from orchestration.events import publish_contracts
 from orchestration.instance import in_process_executor
 from orchestration.leaks import right_in_time
 from orchestration.loading import check_sources, raw_asset
-from orchestration.monitoring import drift_asset
 from orchestration.performance import performance_asset
 from orchestration.project import Paths, load_manifest, load_project, paths
 from orchestration.publishing import generation_asset

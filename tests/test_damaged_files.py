@@ -9,7 +9,7 @@ import pytest
 from ml import registry
 from ml.declarations import Project
 from orchestration import versions
-from orchestration.monitoring import report_drift
+from orchestration.drifting import report_drift
 from orchestration.project import Paths, load_project, read_json
 from orchestration.training import train_version
 from orchestration.training_sets import ScoringError, freeze_training_set

@@ -18,7 +18,7 @@ from litestar.testing import TestClient
 from ml import prediction
 from ml.declarations import Feature, Project, Score
 from ml.learning import Explained
-from orchestration import monitoring, scoring, warehouse
+from orchestration import drifting, scoring, warehouse
 from orchestration.judging import current_champion
 from orchestration.project import Paths
 from orchestration.publishing import publish
@@ -232,8 +232,8 @@ def test_the_drift_of_a_category_is_that_of_its_likeliest_class(
     file = training_set_file(where.training_sets, score, "f" * 64)
     file.parent.mkdir(parents=True)
     pa.parquet.write_table(some_rows(), file)
-    monkeypatch.setattr(monitoring, "CHARTED", 0)  # charts take most of the time
-    report = monitoring.report_drift(connection, score, where)
+    monkeypatch.setattr(drifting, "CHARTED", 0)  # charts take most of the time
+    report = drifting.report_drift(connection, score, where)
     told = json.loads((report["path"].parent / "drift.json").read_bytes())["metrics"]
     assert told["column.the score.method"] in ("chi-square p_value", "Jensen-Shannon distance")
     assert told["column.the score.verdict"] in ("drifted", "stable")

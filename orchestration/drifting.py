@@ -1,4 +1,4 @@
-"""Watches a score: the drift of its newest customers against the champion's training data, as a report to read."""
+"""Tells how a score has drifted: its newest customers against the champion's training data, as a report to read."""
 
 import hashlib
 import json
