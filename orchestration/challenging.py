@@ -3,6 +3,7 @@
 Its predictions stand beside the champion's under its own `model_version`.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Any
@@ -36,11 +37,16 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def score_in_shadow(
-    connection: Connection, score: Score, champion: Mapping[str, Any], scored: Callable[[dict[str, Any]], object]
+    connection: Connection,
+    score: Score,
+    champion: Mapping[str, Any],
+    scored: Callable[[dict[str, Any]], object],
+    log: logging.Logger,
 ) -> str | None:
     """Lets the challenger score by `scored`, and tells how it compares with the champion, or why it can't.
 
-    None if there is no other version yet. Whatever ails it stops nothing: customers are the champion's.
+    None if there is no other version yet. Whatever ails it stops nothing: customers are the champion's. What nobody has
+    foreseen is in the log with its traceback.
     """
     challenger = versions.challenger(connection, score, champion)
     if challenger is None:
@@ -51,6 +57,7 @@ def score_in_shadow(
     except ScoringError as error:
         return f"{name} can't score: {error}"
     except Exception as error:  # whatever it is, the champion has scored
+        log.warning(f"{name}, the challenger, can't score", exc_info=True)
         return f"{name} can't score: {type(error).__name__}: {error}"
     found = compare_versions(connection, score, champion["version"], challenger["version"])
     return f"{name}: {found or 'no customer was scored by both yet'}"

@@ -269,7 +269,11 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
             compared = {}
             if score.shadow:
                 told = score_in_shadow(
-                    connection, score, champion, lambda challenger: score_dates(connection, score, challenger, where)
+                    connection,
+                    score,
+                    champion,
+                    lambda challenger: score_dates(connection, score, challenger, where),
+                    context.log,
                 )
                 if told is not None:
                     context.log.info(f"· predictions.{score.name}: challenger: {told}")

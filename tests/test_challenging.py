@@ -72,7 +72,9 @@ def test_a_challenger_that_is_damaged_or_can_not_read_the_features_is_told_and_s
     assert published(where)["model_version"] == 3
 
 
-def test_whatever_ails_a_challenger_stops_nothing(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_ails_a_challenger_stops_nothing_and_the_log_has_where_it_came_from(
+    where: Paths, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     right = prediction.score_batch
 
     def score_batch(model: Any, *others: Any) -> Any:
@@ -82,6 +84,9 @@ def test_whatever_ails_a_challenger_stops_nothing(where: Paths, monkeypatch: pyt
 
     monkeypatch.setattr(prediction, "score_batch", score_batch)
     assert scored(where)["challenger"] == "version 4 can't score: MemoryError: no room for its trees"
+    logged = capfd.readouterr().err
+    assert "version 4, the challenger, can't score" in logged
+    assert "Traceback (most recent call last)" in logged and "in score_batch" in logged
     assert by_version(where) == [(3, 200)]
 
 
