@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -50,7 +51,8 @@ def known_gate_names(kind: Kind) -> list[str]:
     return [prefix + name for prefix in ("", *OF_OTHERS) for name in METRICS[kind]]
 
 
-def gate_names(condition: str) -> set[str]:
+@cache  # a run asks of each condition several times, and each time is a DuckDB of its own
+def gate_names(condition: str) -> frozenset[str]:
     """The metrics that a condition names, read by DuckDB's own parser.
 
     Raises `GateError` unless it is one SQL condition (true or false) of metrics, numbers, comparisons, and/or/not,
@@ -58,9 +60,8 @@ def gate_names(condition: str) -> set[str]:
     Its message continues "gate '...' ".
     """
     with _duckdb() as connection:
-        return {name for name in _names(connection, condition) if not SLICED.fullmatch(name)} | {
-            metric for _, _, metric in _sliced(condition)
-        }
+        plain = {name for name in _names(connection, condition) if not SLICED.fullmatch(name)}
+    return frozenset(plain | {metric for _, _, metric in _sliced(condition)})
 
 
 def sliced_columns(conditions: Sequence[str], of_champion: bool = False) -> list[str]:
