@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 CHUNK = 8192  # rows looked up at a time: what they are added up in stays in the processor's cache
 CHECKED = 8  # rows for which CatBoost is asked too, before a table is believed
 TOLERANCE = 1e-9
+# What a table may cost: bytes in memory while it is made, and numbers worked out (10 to 100 million a second), which
+# 1000 trees of depth 10, the most that early stopping comes to, just do.
+MOST_BYTES = 256 * 2**20
+MOST_NUMBERS = 2**30
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -39,22 +43,28 @@ class Tree(msgspec.Struct, frozen=True):
 class LeafTable(msgspec.Struct, frozen=True):
     """The trees of a booster, in order, and the raw score without any feature, (classes,).
 
-    `trees` is None for a booster that is not such a sum of lookups: CatBoost is then asked row by row.
+    `trees` is None for a booster that is not such a sum of lookups, or too large for them: CatBoost is then asked row
+    by row, by `shap_mode`.
     """
 
     booster: "CatBoost"
     expected: "NDArray[np.float64]"
     trees: tuple[Tree, ...] | None
+    shap_mode: str = "Auto"
 
 
 def leaf_table(booster: "CatBoost") -> LeafTable:
-    """The table of a booster on numbers; 1000 trees of depth 6 take a third of a second.
+    """The table of a booster on numbers; 1000 trees of depth 6 take a third of a second. None that would be too large.
 
     It is believed once it agrees with CatBoost on a few rows made up from the splits. Where a leaf without training
     rows says something, as under monotone constraints, CatBoost weighs leaves by the rows it is asked about, so that
     its ShapValues of a row differ from batch to batch (catboost/catboost#1956): there the table, which knows the
     training rows alone, must add up to the raw scores.
     """
+    without = shap_values(booster, np.zeros((1, len(booster.feature_names_)), dtype=np.float32))[0, :, -1]
+    if not _is_affordable(booster, len(without)):
+        # By itself CatBoost would make a table of its own for each batch of many rows, several times as large.
+        return LeafTable(booster, without, None, "NoPreCalc")
     model = _as_json(booster)
     rows = _made_up_rows(model)
     theirs = shap_values(booster, rows)
@@ -95,7 +105,7 @@ def added_by_features(
     The same to the bit in any batch. The sum of a row and `table.expected` of its class is the row's raw score.
     """
     if table.trees is None:
-        values = shap_values(table.booster, features)
+        values = shap_values(table.booster, features, table.shap_mode)
         place = np.zeros(len(features), dtype=np.int64) if of_class is None else of_class
         return values[np.arange(len(features)), place, :-1]
     sums = np.zeros((features.shape[1], len(features)))
@@ -105,13 +115,24 @@ def added_by_features(
     return sums.T
 
 
-def shap_values(booster: "CatBoost", features: "NDArray[np.float32]") -> "NDArray[np.float64]":
+def shap_values(booster: "CatBoost", features: "NDArray[np.float32]", shap_mode: str = "Auto") -> "NDArray[np.float64]":
     """CatBoost's own, (rows, classes, columns + 1), the expected raw score last."""
     from catboost import Pool
 
     pool = Pool(features, feature_names=booster.feature_names_)
-    values = np.asarray(booster.get_feature_importance(pool, type="ShapValues"), dtype=np.float64)
+    values = np.asarray(booster.get_feature_importance(pool, type="ShapValues", shap_mode=shap_mode), dtype=np.float64)
     return values if values.ndim == 3 else values[:, None]
+
+
+def _is_affordable(booster: "CatBoost", classes: int) -> bool:
+    """Whether a table, its booster as JSON and the work on its largest tree cost no more than they may."""
+    leaves = np.array(booster.get_tree_leaf_counts(), dtype=np.float64)
+    features = np.minimum(np.log2(leaves), len(booster.feature_names_))
+    numbers = classes * leaves**2
+    in_bytes = 8 * classes * (leaves * features).sum()  # the table
+    in_bytes += 64 * classes * leaves.sum()  # the text of a number, and what Python makes of it
+    in_bytes += 2 * 8 * numbers.max(initial=0)  # a tree's numbers, and those of a level before
+    return bool(in_bytes <= MOST_BYTES and numbers.sum() <= MOST_NUMBERS)
 
 
 def _add(

@@ -109,3 +109,38 @@ def test_a_table_that_differs_from_catboost_is_not_believed(monkeypatch: pytest.
     table = leaf_table(booster)
     assert table.trees is None
     assert added_by_features(table, matrix).tolist() == shap_values(booster, matrix)[:, 0, :-1].tolist()
+
+
+@pytest.mark.parametrize("limit", ["MOST_BYTES", "MOST_NUMBERS"])
+@pytest.mark.parametrize("loss", ["Logloss", "MultiClass"])
+def test_a_model_too_large_for_a_table_is_explained_alike_by_catboost_and_none_is_begun(
+    limit: str, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booster, matrix = a_booster(loss=loss, depth=10, iterations=3), some_numbers(30, 7)
+    ours = looked_up(booster, matrix)
+    expected = leaf_table(booster).expected
+    monkeypatch.setattr(tables, limit, 1_000_000)
+    monkeypatch.delattr(tables, "_as_json")
+    table = leaf_table(booster)
+    assert table.trees is None
+    np.testing.assert_allclose(table.expected, expected, rtol=0, atol=1e-7)
+    for place in range(len(expected)):
+        theirs = added_by_features(table, matrix, np.full(len(matrix), place))
+        np.testing.assert_allclose(ours[:, place], theirs, rtol=0, atol=1e-7)
+
+
+class Declared:
+    """As much of a booster as its settings decide."""
+
+    def __init__(self, trees: int, depth: int) -> None:
+        self.trees, self.depth, self.feature_names_ = trees, depth, tuple(map(str, range(40)))
+
+    def get_tree_leaf_counts(self) -> Any:
+        return np.full(self.trees, 2**self.depth)
+
+
+def test_what_early_stopping_comes_to_has_a_table_and_what_takes_gigabytes_or_minutes_has_none() -> None:
+    small = [(1000, 5, 50), (1000, 8, 5), (1000, 10, 1), (10_000, 5, 5)]
+    large = [(1000, 8, 50), (3, 10, 50), (10_000, 10, 1), (10_000, 8, 5)]
+    told = {one: tables._is_affordable(Declared(*one[:2]), one[2]) for one in (*small, *large)}  # type: ignore[arg-type]
+    assert [one for one, affordable in told.items() if affordable] == small
