@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from ml import explanation
 from ml.calibration import Calibration
 from ml.encoding import ColumnType, encode
+from ml.leaf_table import added_by_features
 from ml.metrics import Bin, Kind, equal_bins
 from ml.prediction import outcomes, raw_scores
 from ml.slices import Slice, sliced, slicing_columns
@@ -118,9 +118,8 @@ def _moves(model: "Model", matrix: "NDArray[np.float32]", score: "NDArray[np.flo
     card = model.card
     drawn = np.random.default_rng(seed).permutation(len(matrix))[:EXPLAINED_ROWS]
     drawn.sort()
-    added, _ = explanation.contributions(model.booster, matrix[drawn])
-    if added.ndim == 3:  # (rows, classes, features)
-        added = added[np.arange(len(drawn)), score[drawn].argmax(axis=1)]
+    likeliest = score[drawn].argmax(axis=1) if card.kind == "category" else None
+    added = added_by_features(model.leaf_table, matrix[drawn], likeliest)
     places = {column.name: place for place, column in enumerate(card.encoder.columns)}
     important = [places[name] for name, share in card.importance.items() if share > 0][:EXPLAINED_FEATURES]
     moves = []

@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from ml.encoding import column_type
-from ml.leaf_table import LeafTable, added_by_features, leaf_table
+from ml.leaf_table import LeafTable, added_by_features
 
 if TYPE_CHECKING:
-    from catboost import CatBoost
     from numpy.typing import NDArray
 
     from ml.encoding import Encoder
@@ -19,7 +18,7 @@ SIGNIFICANT_DIGITS = 6
 
 
 def contributions(
-    booster: "CatBoost", features: "NDArray[np.float32]"
+    table: LeafTable, features: "NDArray[np.float32]"
 ) -> "tuple[NDArray[np.float64], float | NDArray[np.float64]]":
     """What each feature adds to each row's raw score, (rows, columns), and what the raw score is without any.
 
@@ -27,7 +26,6 @@ def contributions(
     score: log-odds of a probability, the amount itself, or what the softmax of a category is taken of.
     Exact (Lundberg, Erion and Lee 2018, arXiv:1802.03888), and the same in any batch.
     """
-    table = leaf_table(booster)
     classes = len(table.expected)
     if classes == 1:
         return added_by_features(table, features), float(table.expected[0])

@@ -10,8 +10,8 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -100,9 +100,15 @@ class Model(msgspec.Struct, dict=True):
     booster: "CatBoost"
     card: Card
 
-    @cached_property
+    @property
     def leaf_table(self) -> LeafTable:
-        return leaf_table(self.booster)
+        """Made once: who asks while it is being made, as several batches at a time do, waits for it."""
+        kept = vars(self)
+        with kept.setdefault("lock", Lock()):
+            if "table" not in kept:
+                kept["table"] = leaf_table(self.booster)
+            table: LeafTable = kept["table"]
+        return table
 
 
 class UnsavedModel(RuntimeError):

@@ -97,7 +97,7 @@ def test_parts_are_those_of_texts_booleans_and_held_out_dates(kind: Kind) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_moves_the_score_are_its_contributions_beside_the_rank_of_each_value(kind: Kind) -> None:
     model, holdout = a_model(kind), a_candidate(kind).holdout
-    added, _ = contributions(model.booster, encode(model.card.encoder, holdout))
+    added, _ = contributions(model.leaf_table, encode(model.card.encoder, holdout))
     moves = {one.feature: one for one in shown(kind).moves}
     assert next(iter(moves)) in ("days_away", "seen_at"), "the features that the outcome was made from"
     for place, name in enumerate(model.card.encoder.names):

@@ -217,7 +217,7 @@ def raw(kind: Kind, rows: pa.RecordBatch) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_contributions_and_the_expected_score_add_up_to_the_raw_score(kind: Kind) -> None:
     rows, model = batch(), a_model(kind)
-    added, expected = contributions(model.booster, encode(model.card.encoder, rows))
+    added, expected = contributions(model.leaf_table, encode(model.card.encoder, rows))
     assert added.shape == (len(rows), len(TYPES))
     np.testing.assert_allclose(added.sum(axis=1) + expected, raw(kind, rows), rtol=0, atol=1e-9)
 
@@ -225,7 +225,7 @@ def test_the_contributions_and_the_expected_score_add_up_to_the_raw_score(kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_reasons_of_a_row_are_its_contributions(kind: Kind) -> None:
     rows, model = batch().slice(0, 50), a_model(kind)
-    added, _ = contributions(model.booster, encode(model.card.encoder, rows))
+    added, _ = contributions(model.leaf_table, encode(model.card.encoder, rows))
     for row, reasons in enumerate(scored(kind, rows, reasons=100).column("reasons").to_pylist()):
         told = {reason["feature"]: reason["contribution"] for reason in reasons}
         assert told == {name: size for name, size in zip(TYPES, added[row], strict=True) if size != 0}
@@ -374,7 +374,7 @@ def test_a_category_has_the_likeliest_class_as_its_band_and_the_probability_of_e
 def test_the_reasons_of_a_category_are_what_moved_its_likeliest_class() -> None:
     rows, model = batch(), a_model_of_classes()
     matrix = encode(model.card.encoder, rows)
-    added, expected = contributions(model.booster, matrix)
+    added, expected = contributions(model.leaf_table, matrix)
     assert added.shape == (320, 3, len(TYPES))
     raw_of_classes = model.booster.predict(matrix)
     np.testing.assert_allclose(added.sum(axis=2) + expected, raw_of_classes, rtol=0, atol=1e-9)

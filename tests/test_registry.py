@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -16,12 +18,15 @@ import numpy as np
 import pytest
 from catboost import CatBoost, CatBoostError
 
+from ml import registry
 from ml.declarations import Kind
+from ml.evaluation import evaluate_holdout
 from ml.explanation import contributions
+from ml.leaf_table import LeafTable
 from ml.prediction import score_rows
-from ml.registry import BOOSTER, CARD, Card, CorruptModel, UnsavedModel, load, load_card, save
+from ml.registry import BOOSTER, CARD, Card, CorruptModel, Model, UnsavedModel, load, load_card, save
 from tests.conftest import REPOSITORY
-from tests.small_data import a_model, some_rows
+from tests.small_data import a_candidate, a_model, some_rows
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +53,25 @@ def test_a_model_that_was_saved_scores_and_explains_as_before(kind: Kind, tmp_pa
     loaded = load(tmp_path / "model")
     assert score_rows(loaded, rows).tolist() == score_rows(model, rows).tolist()
     matrix = np.array([[np.nan] * 6, [30, 12.5, 1, 2, 19_000, 19_700]], dtype=np.float32, order="F")
-    for before, after in zip(contributions(model.booster, matrix), contributions(loaded.booster, matrix), strict=True):
+    told = (contributions(one.leaf_table, matrix) for one in (model, loaded))
+    for before, after in zip(*told, strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_what_explains_a_model_is_made_once_however_many_batches_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, right = [], registry.leaf_table
+
+    def slowly(booster: CatBoost) -> LeafTable:
+        made.append(booster)
+        time.sleep(0.1)
+        return right(booster)
+
+    monkeypatch.setattr(registry, "leaf_table", slowly)
+    model = Model(a_model().booster, a_model().card)
+    with ThreadPoolExecutor(4) as threads:
+        tables = list(threads.map(lambda _: model.leaf_table, range(4)))
+    evaluate_holdout(model, a_candidate().holdout, a_candidate().holdout.column("label").to_numpy())
+    assert len(made) == 1 and all(table is tables[0] for table in tables)
 
 
 @pytest.mark.parametrize("kind", ["probability", "amount"])
