@@ -20,7 +20,7 @@ from orchestration import versions, warehouse
 from orchestration.challenging import score_in_shadow
 from orchestration.checks import refuse_unsound
 from orchestration.judging import current_champion
-from orchestration.model_files import load_model
+from orchestration.model_files import card_of, load_model
 from orchestration.project import Paths
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
@@ -229,6 +229,19 @@ def _make_table(connection: Connection, score: Score) -> None:
         )
 
 
+def _unknown_classes(score: Score, version: int, where: Paths) -> str | None:
+    """That `reasons` names classes which the version does not know, so that they explain nobody. It is no fault: a
+    class may come with the next training."""
+    card = card_of(where, score, version) if score.kind == "category" and score.explained.bands else None
+    unknown = [name for name in score.explained.bands or () if card and name not in card.classes]
+    if not card or not unknown:
+        return None
+    return (
+        f"reasons: bands names {', '.join(unknown)}, which version {version} gives to nobody"
+        f" (its classes: {', '.join(card.classes)})"
+    )
+
+
 def _telling(log: dg.DagsterLogManager) -> Tell:
     """Tells the log how far a scoring is, once a second at most, as each line is an event that Dagster keeps."""
     told = time.monotonic()
@@ -266,6 +279,9 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
                 where model_version = ?
             """
             total, newest = warehouse.one(connection, query, [champion["version"]])
+            unknown = _unknown_classes(score, champion["version"], where)
+            if unknown is not None:
+                context.log.info(f"· predictions.{score.name}: {unknown}")
             compared = {}
             if score.shadow:
                 told = score_in_shadow(
@@ -286,6 +302,7 @@ def predictions_asset(score: Score, features: dg.AssetKey, where: Paths) -> dg.A
                 "newest as-of date": str(newest),
                 "model version": champion["version"],
                 "changed": bool(dates),
+                **({"reasons": unknown} if unknown else {}),
                 **compared,
             }
         )

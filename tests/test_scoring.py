@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet
@@ -250,3 +251,17 @@ def test_a_prediction_that_is_no_number_is_not_published() -> None:
     with pytest.raises(PublicationError, match="has a score that is not a number"):
         payload(customer)
     assert b"probabilities" not in payload(msgspec.structs.replace(customer, probabilities=None))
+
+
+def test_reasons_for_a_class_that_the_champion_does_not_know_are_told_with_those_that_it_knows(tmp_path: Path) -> None:
+    where = Paths(project=tmp_path, data=tmp_path)
+    score = a_score("category", explained=Explained(bands=("never", "sooon")))
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        a_warehouse(connection, where, score, "n", rows=ROWS)
+    asset = scoring.predictions_asset(score, dg.AssetKey("customer_features"), where)
+    result = dg.materialize([asset], selection=[asset])
+    (made,) = result.asset_materializations_for_node("predictions__leaving")
+    told = "reasons: bands names sooon, which version 3 gives to nobody (its classes: later, never, soon)"
+    assert made.metadata["reasons"].value == told
+    assert scoring._unknown_classes(a_score("category", explained=Explained()), 3, where) is None
+    assert scoring._unknown_classes(a_score(explained=Explained(bands=("high",))), 3, where) is None
