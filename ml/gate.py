@@ -180,7 +180,8 @@ def _verdict(connection: Any, condition: str, values: Mapping[str, float | None]
     except duckdb.Error as error:
         raise GateError(f"is no condition that can be evaluated: {str(error).splitlines()[0]}") from None
     if kind != "BOOLEAN":
-        raise GateError(f"gives a {kind.lower()}, not true or false (compare it with something)")
+        article = "an" if kind[:1] in "AEIOU" else "a"
+        raise GateError(f"gives {article} {kind.lower()}, not true or false (compare it with something)")
     return None if verdict is None else bool(verdict)
 
 

@@ -25,6 +25,7 @@ PARAMS: dict[str, tuple[type, float, float]] = {
 SEARCHED = ("depth", "learning_rate", "l2_leaf_reg", "random_strength", "rsm")
 MOST_TRIALS = 200
 LEARNING_KEYS: dict[str, type] = {"params": dict, "search": dict, "train_on": str, "monotone": dict, "shadow": bool}
+SEARCH_KEYS: dict[str, type] = {"trials": int}
 REASONS_KEYS: dict[str, type] = {"top": int, "bands": list, "sample": float}
 RETRAIN_KEYS: dict[str, type] = {
     "every": str,
@@ -33,6 +34,24 @@ RETRAIN_KEYS: dict[str, type] = {
     "performance": bool,
     "cooldown": str,
     "budget": int,
+}
+# What may be written of each key, as YAML.
+LEARNING_EXAMPLES = {
+    "params": "{depth: 6, learning_rate: 0.05}",
+    "search": "{trials: 20}",
+    "train_on": "26 weeks",
+    "monotone": "{days_since_last_basket: increasing}",
+    "shadow": "true",
+}
+SEARCH_EXAMPLES = {"trials": "20"}
+REASONS_EXAMPLES = {"top": "3", "bands": "[high]", "sample": "0.05"}
+RETRAIN_EXAMPLES = {
+    "every": "4 weeks",
+    "new_labels": "5000",
+    "drift": "0.3",
+    "performance": "true",
+    "cooldown": "7 days",
+    "budget": "4",
 }
 TRIGGERS = ("every", "new_labels", "drift", "performance")
 MOST_REASONS = 20
@@ -114,7 +133,8 @@ def _params(declared: Mapping[Any, Any], kind: str | None, where: str, faults: F
 
 
 def _trials(declared: Any, params: Mapping[str, float], where: str, faults: Faults) -> int:
-    trials = sound_part(declared, {"trials": int}, ["trials"], f"{where}: search", faults).get("trials", 1)
+    sound = sound_part(declared, SEARCH_KEYS, ["trials"], f"{where}: search", faults, SEARCH_EXAMPLES)
+    trials = sound.get("trials", 1)
     if set(SEARCHED) <= set(params):
         faults.append(f"{where}: search: params sets all that a search tries ({', '.join(SEARCHED)})")
     if not 1 <= trials <= MOST_TRIALS:
@@ -146,7 +166,7 @@ def read_explained(declared: Any, bands: Sequence[str], kind: str | None, where:
     """Who is given reasons. `bands` are the score's; those of a category are its classes, which no YAML knows."""
     if declared is None:
         return Explained()
-    sound = sound_part(declared, REASONS_KEYS, [], f"{where}: reasons", faults)
+    sound = sound_part(declared, REASONS_KEYS, [], f"{where}: reasons", faults, REASONS_EXAMPLES)
     top, sample = sound.get("top", 3), sound.get("sample", 0.0)
     if not 0 <= top <= MOST_REASONS:
         faults.append(f"{where}: reasons: top is {top}, not a whole number from 0 to {MOST_REASONS}")
@@ -164,7 +184,7 @@ def read_retrain(declared: Any, where: str, faults: Faults) -> Retrain | None:
     if declared is None:
         return None
     where = f"{where}: retrain"
-    sound = sound_part(declared, RETRAIN_KEYS, [], where, faults)
+    sound = sound_part(declared, RETRAIN_KEYS, [], where, faults, RETRAIN_EXAMPLES)
     if not any(sound.get(key) for key in TRIGGERS):
         faults.append(f"{where}: names nothing that starts a training (one of {', '.join(TRIGGERS)})")
     for key in ("new_labels", "budget"):

@@ -8,6 +8,7 @@ import msgspec
 
 from ml import gate as gates
 from ml.learning import (
+    LEARNING_EXAMPLES,
     LEARNING_KEYS,
     Explained,
     Learning,
@@ -30,6 +31,19 @@ SCORE_KEYS: dict[str, type] = {
     **LEARNING_KEYS,
     "reasons": dict,
     "retrain": dict,
+}
+# What may be written of each, as YAML.
+SCORE_EXAMPLES = {
+    "features": "household_features",
+    "label": "household_lapse_28d",
+    "kind": "probability",
+    "gate": "[roc_auc >= 0.80]",
+    "bands": "{high: 0.6, low: 0.0}",
+    "fresh_for": "8 days",
+    "exclude": "[tenure_days]",
+    **LEARNING_EXAMPLES,
+    "reasons": "{top: 3, bands: [high]}",
+    "retrain": "{every: 4 weeks, cooldown: 7 days}",
 }
 OPTIONAL_KEYS = ("bands", "exclude", *LEARNING_KEYS, "reasons", "retrain")
 TEXTS = ("varchar", "text", "char", "string", "bpchar", "enum")
@@ -110,7 +124,8 @@ def read_score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Fau
         faults.append(f"{where}: is of type ml but has no config.meta.score (keys: {', '.join(SCORE_KEYS)})")
         return None
     required = [key for key in SCORE_KEYS if key not in OPTIONAL_KEYS]
-    declared = sound_part(node["config"]["meta"]["score"], SCORE_KEYS, required, f"{where}: score", faults)
+    score = node["config"]["meta"]["score"]
+    declared = sound_part(score, SCORE_KEYS, required, f"{where}: score", faults, SCORE_EXAMPLES)
     kind = declared.get("kind")
     if kind is not None and kind not in get_args(Kind):
         faults.append(f"{where}: kind is '{kind}' (possible: {', '.join(get_args(Kind))})")

@@ -4,6 +4,7 @@ Each reader adds what is wrong to `faults` and goes on with what is sound, so wh
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,9 +30,17 @@ class DeclarationError(ValueError):
 
 
 def sound_part(
-    declared: Any, keys: Mapping[str, type], required: Sequence[str], where: str, faults: Faults
+    declared: Any,
+    keys: Mapping[str, type],
+    required: Sequence[str],
+    where: str,
+    faults: Faults,
+    examples: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Of a mapping as declared the known keys whose values have the right YAML type; required ones must be there."""
+    """Of a mapping as declared the known keys whose values have the right YAML type; required ones must be there.
+
+    `examples` are what may be written of a key, as YAML: of another type one knows what it is not, and not what it is.
+    """
     if not isinstance(declared, dict):
         faults.append(f"{where}: is {declared!r}, not a mapping (keys: {', '.join(keys)})")
         return {}
@@ -42,7 +51,8 @@ def sound_part(
             continue
         expected = (int, float) if keys[key] is float else keys[key]
         if not isinstance(value, expected) or (isinstance(value, bool) and keys[key] is not bool):
-            faults.append(f"{where}: {key} is {value!r}, not {YAML_WORDS[keys[key]]}")
+            example = f" (write e.g. {key}: {examples[key]})" if examples else ""
+            faults.append(f"{where}: {key} is {value!r}, not {YAML_WORDS[keys[key]]}{example}")
             continue
         if keys[key] is float and isinstance(value, int) and abs(value) > LARGEST:
             faults.append(f"{where}: {key} is {value}, larger than any number ({LARGEST:.1e})")
@@ -76,10 +86,8 @@ def some(names: Iterable[str], like: str) -> str:
 def days(text: str, where: str, faults: Faults) -> float:
     """'8 days' -> 8.0."""
     number, _, unit = text.strip().partition(" ")
-    try:
-        length = float(number) * DAYS[unit.strip().removesuffix("s")]
-    except (ValueError, KeyError):
-        length = 0.0
+    each = DAYS.get(unit.strip().removesuffix("s"), 0.0)
+    length = float(number) * each if re.fullmatch(r"[0-9]+(\.[0-9]+)?", number) else 0.0
     if not 0 < length <= MOST_DAYS:
         faults.append(
             f"{where}: '{text}' is no length of time"

@@ -278,6 +278,10 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
         lambda m: score_of(m).update(fresh_for="99999999 weeks"),
         f"{EXPOSURE}: fresh_for: '99999999 weeks' is no length of time",
     ),
+    "search that is a number": (
+        lambda m: score_of(m).update(search=20),
+        f"{EXPOSURE}: score: search is 20, not a mapping (write e.g. search: {{trials: 20}})",
+    ),
     "load without from": (lambda m: load_of(m).pop("from"), f"{SOURCE}: lacks from (keys: from, cursor, key, "),
     "unknown key of load": (
         lambda m: load_of(m).update(form="x"),

@@ -183,6 +183,7 @@ ODD = {
     "text in dollars": ("roc_auc > $$0.5$$", "holds the text '0.5'"),
     "table": ("metrics.roc_auc > 0.5", "names 'metrics.roc_auc'"),
     "number": ("roc_auc", "gives a double, not true or false"),
+    "whole number": ("1", "gives an integer, not true or false"),
     "sum": ("roc_auc + 1", "gives a double, not true or false"),
     "null": ("null", "not true or false"),
     "wrong arguments": ("abs(roc_auc, 1) > 0", "is no condition that can be evaluated"),

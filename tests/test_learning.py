@@ -7,15 +7,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import yaml
 
 from ml.calibration import Calibration, calibrated, learn_calibration
 from ml.encoding import encode
 from ml.fitting import SPACE
 from ml.labels import TooFewRows
-from ml.learning import Learning, read_explained, read_learning, read_retrain
+from ml.learning import (
+    REASONS_EXAMPLES,
+    REASONS_KEYS,
+    RETRAIN_EXAMPLES,
+    RETRAIN_KEYS,
+    SEARCH_EXAMPLES,
+    SEARCH_KEYS,
+    Learning,
+    read_explained,
+    read_learning,
+    read_retrain,
+)
 from ml.metrics import Kind, evaluate
 from ml.prediction import raw_scores
+from ml.scores import SCORE_EXAMPLES, SCORE_KEYS
 from ml.slices import sliced, slicing_columns
+from ml.strictness import sound_part
 from ml.training import Candidate, held_out, metrics_in_slices, train
 from tests.small_data import FIRST_DAY, a_candidate, a_model, a_score, some_rows, with_column
 
@@ -210,6 +224,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "here: search: params sets all that a search tries (depth, learning_rate, l2_leaf_reg, random_strength, rsm)",
     ),
     "search without end": ({"search": {"trials": 10_000}}, "search: trials is 10000, not a whole number from 1 to 200"),
+    "search that is a number": ({"search": 20}, "here: search: is 20, not a mapping (keys: trials)"),
+    "trials in words": ({"search": {"trials": "few"}}, "trials is 'few', not a whole number (write e.g. trials: 20)"),
+    "reasons of one band": (
+        {"reasons": {"bands": "high"}},
+        "here: reasons: bands is 'high', not a list (write e.g. bands: [high])",
+    ),
+    "cool-down without a unit": (
+        {"retrain": {"every": "4 weeks", "cooldown": 7}},
+        "here: retrain: cooldown is 7, not text (write e.g. cooldown: 7 days)",
+    ),
+    "window in other digits": ({"train_on": "٣ days"}, "here: train_on: '٣ days' is no length of time"),
+    "window with a separator": ({"train_on": "1_000 days"}, "here: train_on: '1_000 days' is no length of time"),
     "window that is no time": ({"train_on": "a while"}, "here: train_on: 'a while' is no length of time"),
     "monotone of nothing": ({"monotone": {"spent": "increasing"}}, "monotone names 'spent', which is no feature"),
     "monotone text": ({"monotone": {"colour": "increasing"}}, "monotone names 'colour', which is text"),
@@ -236,6 +262,22 @@ def test_what_makes_no_sense_is_refused_with_what_is_possible(mistake: str) -> N
     declared, message = WRONG[mistake]
     (told,) = faults_of(declared, declared.get("kind", "probability"))
     assert message in told
+
+
+@pytest.mark.parametrize(
+    ("keys", "examples"),
+    [
+        (SCORE_KEYS, SCORE_EXAMPLES),
+        (SEARCH_KEYS, SEARCH_EXAMPLES),
+        (REASONS_KEYS, REASONS_EXAMPLES),
+        (RETRAIN_KEYS, RETRAIN_EXAMPLES),
+    ],
+)
+def test_what_is_told_of_a_key_is_right(keys: dict[str, type], examples: dict[str, str]) -> None:
+    faults: list[str] = []
+    written = {key: yaml.safe_load(example) for key, example in examples.items()}
+    assert sound_part(written, keys, list(keys), "here", faults).keys() == keys.keys()
+    assert faults == []
 
 
 def test_what_makes_sense_is_read() -> None:
