@@ -192,11 +192,17 @@ def read_retrain(declared: Any, where: str, faults: Faults) -> Retrain | None:
             faults.append(f"{where}: {key} is {sound[key]}, not a whole number from 1 on")
     if not 0 < sound.get("drift", 0.5) <= 1:
         faults.append(f"{where}: drift is {sound['drift']}, not a share of the importance above 0, up to 1")
+    lengths = {key: days(sound[key], f"{where}: {key}", faults) for key in ("every", "cooldown") if key in sound}
+    faults += [
+        f"{where}: {key} is '{sound[key]}', which is none: days are counted by date (write 1 day at least)"
+        for key, length in lengths.items()
+        if 0 < length < 1
+    ]
     return Retrain(
-        every_days=days(sound["every"], f"{where}: every", faults) if "every" in sound else None,
+        every_days=lengths.get("every"),
         new_labels=sound.get("new_labels"),
         drift=float(sound["drift"]) if "drift" in sound else None,
         performance=sound.get("performance", False),
-        cooldown_days=days(sound["cooldown"], f"{where}: cooldown", faults) if "cooldown" in sound else 0.0,
+        cooldown_days=lengths.get("cooldown", 0.0),
         budget=sound.get("budget"),
     )

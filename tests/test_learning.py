@@ -252,6 +252,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "more than all": ({"reasons": {"sample": 3}}, "here: reasons: sample is 3, not a share from 0 to 1"),
     "retrain by nothing": ({"retrain": {"cooldown": "3 days"}}, "here: retrain: names nothing that starts a training"),
+    "cool-down of hours": (
+        {"retrain": {"every": "1 day", "cooldown": "23 hours"}},
+        "here: retrain: cooldown is '23 hours', which is none: days are counted by date (write 1 day at least)",
+    ),
+    "trained by the minute": (
+        {"retrain": {"every": "5 minutes"}},
+        "here: retrain: every is '5 minutes', which is none",
+    ),
     "no budget": ({"retrain": {"every": "7 days", "budget": 0}}, "here: retrain: budget is 0, not a whole number"),
     "all drifted": ({"retrain": {"drift": 30}}, "here: retrain: drift is 30, not a share of the importance"),
 }
