@@ -98,13 +98,13 @@ def train(
     and the most there can be, which falls once a number is found. `known_until` is the day up to which outcomes were
     known. Raises a `TrainingError` or `EncodingError` that says what is wrong with the rows.
     """
-    training, holdout = _split(checked(rows, score, known_until), score)
-    training = _window(training, holdout, score)
+    all_training, holdout = _split(checked(rows, score, known_until), score)
+    training = _window(all_training, holdout, score)
     if training.num_rows < LEAST_ROWS:
         raise TooFewRows(
             f"{training.num_rows} training rows (of {rows.num_rows}; the others are held out or matured too late"
             f"{' or lie before the window of train_on' if score.learning.train_on_days else ''}):"
-            f" {LEAST_ROWS} are needed"
+            f" {LEAST_ROWS} are needed{_longer_window(all_training, holdout, score)}"
         )
     classes = classes_of(training) if score.kind == "category" else ()
     label = label_numbers(training, score.kind, classes)
@@ -278,6 +278,19 @@ def _window(training: pa.Table, holdout: pa.Table, score: Score) -> pa.Table:
     first = pc.min(holdout.column(score.as_of)).as_py() - timedelta(days=score.learning.train_on_days)
     as_of = training.column(score.as_of)
     return training.filter(pc.greater_equal(as_of, pa.scalar(first).cast(as_of.type)))
+
+
+def _longer_window(training: pa.Table, holdout: pa.Table, score: Score) -> str:
+    """How long a window that holds too few rows would have to be, if any length is enough."""
+    if score.learning.train_on_days is None or training.num_rows < LEAST_ROWS:
+        return ""
+    dates = training.column(score.as_of).cast(pa.date32(), safe=False)  # in order
+    first = pc.min(holdout.column(score.as_of).cast(pa.date32(), safe=False)).as_py()
+    needed = (first - dates[-LEAST_ROWS].as_py()).days
+    return (
+        f", which a train_on of {needed} days would have: the window ends on {first}, the first held-out date, and the"
+        f" newest labels that had matured by then are of {dates[-1]}"
+    )
 
 
 def _days(rows: pa.Table, as_of: str) -> "NDArray[np.int64]":

@@ -96,8 +96,17 @@ def test_only_as_of_dates_of_the_window_before_the_first_held_out_one_are_traine
 
 
 def test_a_window_without_rows_is_named() -> None:
-    with pytest.raises(TooFewRows, match="or lie before the window of train_on"):
+    with pytest.raises(TooFewRows, match="or lie before the window of train_on") as raised:
         learned(train_on_days=7.0)
+    assert str(raised.value).endswith(
+        "20 are needed, which a train_on of 14 days would have: the window ends on 2024-03-25, the first held-out date,"
+        " and the newest labels that had matured by then are of 2024-03-11"
+    )
+    assert learned(train_on_days=14.0).rows["train"] == 20
+    with pytest.raises(TooFewRows, match="20 are needed, which a train_on of 21 days would have"):
+        learned(rows=some_rows(customers=19), train_on_days=14.0)
+    with pytest.raises(TooFewRows, match=r"20 are needed$"):
+        learned(rows=some_rows(weeks=4, customers=9), train_on_days=1.0)
 
 
 @pytest.mark.parametrize("kind", ["probability", "amount"])
