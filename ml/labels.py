@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LABEL, MATURES_ON = "label", "matures_on"
-LEAST_ROWS = 20  # to train on
+LEAST_ROWS = 20  # to train on, and to measure on
 LARGEST = float(np.finfo(np.float32).max)  # as a booster keeps labels
 MOST_CLASSES = 50  # of a category: each has trees of its own
 
@@ -25,7 +25,7 @@ class TrainingError(ValueError):
 
 
 class TooFewRows(TrainingError):
-    """Not enough rows to train on."""
+    """Not enough rows to train on, or to measure on."""
 
 
 class BadLabel(TrainingError):

@@ -106,6 +106,12 @@ def train(
             f"{' or lie before the window of train_on' if score.learning.train_on_days else ''}):"
             f" {LEAST_ROWS} are needed{_longer_window(all_training, holdout, score)}"
         )
+    if holdout.num_rows < LEAST_ROWS:
+        dates = _span(holdout, score.as_of, "holdout")
+        raise TooFewRows(
+            f"{holdout.num_rows} held-out rows (of {rows.num_rows}; as-of dates {dates['holdout_from']} to"
+            f" {dates['holdout_to']}): {LEAST_ROWS} are needed to measure on"
+        )
     classes = classes_of(training) if score.kind == "category" else ()
     label = label_numbers(training, score.kind, classes)
     if len(np.unique(label.astype(np.float32))) < 2:  # as a booster sees them

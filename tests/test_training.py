@@ -338,6 +338,12 @@ UNSOUND: dict[str, Case] = {
         TooFewRows,
         "18 training rows (of 36; the others are held out or matured too late): 20 are needed",
     ),
+    "hardly a row to measure on": (
+        lambda: some_rows(weeks=6, customers=19),
+        a_score(),
+        TooFewRows,
+        "19 held-out rows (of 114; as-of dates 2024-02-05 to 2024-02-05): 20 are needed to measure on",
+    ),
     "one date": (
         lambda: some_rows(weeks=1, customers=60),
         a_score(),
