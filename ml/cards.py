@@ -57,6 +57,7 @@ def make_card(
         calibration=candidate.calibration,
         learning=candidate.learning,
         search=candidate.search,
+        validation_overlaps=candidate.validation_overlaps,
         rates=candidate.rates,
         champion=dict(champion or {}),
         champion_version=champion_version,

@@ -42,9 +42,9 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     `champion` the metrics of the version that was champion then, on the same rows; `rates` the mean label of train and
     holdout, of a category the share of each class as "train <class>" and "holdout <class>". `evaluation` is what the
     held-out rows show, `matures_in_days` how long their labels took at the least and at the most; cards of old have
-    neither. `search` has each trial with its parameters and loss. `trigger` says what started the training,
-    `trained_on` on which day of the project's clock (cards of old: None), `commit`
-    the git commit of the dbt project then, with "-dirty" if its files were changed, None outside of git.
+    neither. `search` has each trial with its parameters and loss. `validation_overlaps` is as a candidate has it.
+    `trigger` says what started the training, `trained_on` on which day of the project's clock (cards of old: None),
+    `commit` the git commit of the dbt project then, with "-dirty" if its files were changed, None outside of git.
     """
 
     score: str
@@ -76,6 +76,7 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     matures_in_days: tuple[int, int] | None = None
     learning: Learning = Learning()
     search: tuple[dict[str, float], ...] = ()
+    validation_overlaps: bool = False
     trigger: str = ""
     trained_on: date | None = None
     commit: str | None = None

@@ -59,7 +59,8 @@ class Candidate(msgspec.Struct, kw_only=True):
 
     `holdout` are those rows, for the champion to be measured on, `scores` the model's scores of them. `dates` has
     train_from, train_to, holdout_from and holdout_to, `rows` train and holdout, `rates` their mean labels as a card has
-    them, `search` each trial of one.
+    them, `search` each trial of one. `validation_overlaps` says that the newest training dates, on which trees,
+    parameters and calibration are chosen, begin before all outcomes of the earlier ones were known.
     """
 
     booster: "CatBoost"
@@ -75,6 +76,7 @@ class Candidate(msgspec.Struct, kw_only=True):
     params: dict[str, Any]
     learning: Learning
     search: tuple[dict[str, float], ...]
+    validation_overlaps: bool
     trees: int
     dates: dict[str, date]
     rows: dict[str, int]
@@ -128,13 +130,13 @@ def train(
     calibration, weighted = Calibration(), score.learning.params.get("positive_weight", 1) != 1
     trials: list[dict[str, float]] = []
     if validation is not None:
-        earlier, later = (sample.at(places) for places in validation)
+        earlier, later = sample.at(validation.before), sample.at(validation.after)
         if score.learning.trials:
             params, trials = search(params, score.learning, earlier, later, report)
         stopped = fit(params, earlier, report, later)
         params.setdefault("iterations", max(1, int(stopped.tree_count_)))
         if score.kind == "probability":
-            moment = _days(training, score.as_of)[validation[1]]
+            moment = _days(training, score.as_of)[validation.after]
             calibration = learn_calibration(raw_scores(stopped, later.matrix), later.label, moment, weighted)
     if weighted and calibration == Calibration():
         raise TooFewRows(
@@ -160,6 +162,7 @@ def train(
         params=params,
         learning=score.learning,
         search=tuple(trials),
+        validation_overlaps=validation is not None and validation.overlaps,
         trees=int(booster.tree_count_),
         dates=_span(training, score.as_of, "train") | _span(holdout, score.as_of, "holdout"),
         rows={"train": training.num_rows, "holdout": holdout.num_rows},
@@ -304,11 +307,17 @@ def _days(rows: pa.Table, as_of: str) -> "NDArray[np.int64]":
     return np.asarray(rows.column(as_of).cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy())
 
 
-def _validation(
-    training: pa.Table, sample: Sample, score: Score
-) -> "tuple[NDArray[np.int64], NDArray[np.int64]] | None":
-    """The places of the rows to fit on and of those on the newest training dates, with a maturity gap between them
-    where the dates allow one.
+class Validation(msgspec.Struct, frozen=True):
+    """The places of the rows to fit on and of those on the newest training dates, and whether outcomes of the former
+    were not known yet on the first of the latter."""
+
+    before: "NDArray[np.int64]"
+    after: "NDArray[np.int64]"
+    overlaps: bool
+
+
+def _validation(training: pa.Table, sample: Sample, score: Score) -> Validation | None:
+    """What the training is validated on, with a maturity gap where the dates allow one.
 
     None where there is one date only, or one outcome, amount or class, or hardly a row before the newest.
     """
@@ -317,10 +326,11 @@ def _validation(
     dates = _date_count(training, score.as_of)
     if dates < 2:
         return None
-    newest = held_out_dates(dates)
+    newest, overlaps = held_out_dates(dates), False
     try:
         earlier, later = holdout_split(place, score.as_of, newest)
     except TooFewDates:
+        overlaps = True
         no_gap = place.schema.get_field_index(MATURES_ON)
         earlier, later = holdout_split(
             place.set_column(no_gap, MATURES_ON, place.column(score.as_of)), score.as_of, newest
@@ -329,7 +339,7 @@ def _validation(
     one_outcome = len(np.unique(sample.label[before].astype(np.float32))) < 2
     if len(before) < LEAST_ROWS or one_outcome or not _varies(sample.matrix[before]).any():
         return None
-    return before, after
+    return Validation(before, after, overlaps)
 
 
 def _importance(booster: "CatBoost") -> dict[str, float]:

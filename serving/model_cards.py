@@ -86,6 +86,9 @@ class VersionCard(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any]
     learning: Annotated[Learning, Meta(description="What the score's owner declares of its training.")]
     search: tuple[dict[str, float], ...]
+    validation_overlaps: Annotated[
+        bool, Meta(description="The dates it was chosen on begin before all earlier outcomes were known.")
+    ] = False
     trees: int
     trigger: Annotated[str, Meta(description="What started the training.")]
     training_set: Annotated[str, Meta(description="The checksum of the rows.")]

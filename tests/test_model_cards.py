@@ -249,6 +249,12 @@ def test_a_category_is_shown_with_its_confusion_and_a_curve_for_each_class() -> 
     assert "<b>$x$" not in page
 
 
+def test_a_card_tells_of_newest_training_dates_whose_outcomes_overlap_with_the_earlier_ones() -> None:
+    told = "whose outcomes overlap in time with those of the earlier ones"
+    assert told in page_of(msgspec.structs.replace(a_card(), validation_overlaps=True))
+    assert told not in page_of(a_card())
+
+
 def test_the_trials_of_a_search_are_listed_best_first_with_what_was_declared() -> None:
     search = tuple({"depth": float(depth), "loss": 1 / depth} for depth in range(1, 31))
     learning = Learning(trials=30, params={"depth": 4}, train_on_days=84, monotone={"spend": "increasing"})

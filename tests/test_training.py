@@ -221,6 +221,14 @@ def test_the_number_of_trees_is_found_on_the_newest_training_dates() -> None:
     assert train(noise, a_score()).trees < a_candidate().trees
 
 
+def test_a_candidate_tells_whether_its_dates_left_no_room_for_labels_to_mature_before_the_newest() -> None:
+    assert not a_candidate().validation_overlaps
+    short = train(some_rows(weeks=4, customers=60), a_score())  # on weeks 0 and 1, whose labels mature after two
+    assert short.validation_overlaps and model_of(short).card.validation_overlaps
+    one_date = train(some_rows(weeks=3, customers=60), a_score())
+    assert not one_date.validation_overlaps, "there is nothing to validate on"
+
+
 def test_the_number_of_trees_is_fixed_where_the_earlier_dates_have_one_outcome() -> None:
     rows = some_rows()
     early = pc.less(rows.column("week"), pa.scalar(week(8)))
