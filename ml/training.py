@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ml import calibration as calibrating
-from ml import fitting
+from ml import fitting, splitting
 from ml.baseline import naive_forecast
 from ml.calibration import Calibration, learn_calibration
 from ml.encoding import Encoder, encode, learn_encoder
@@ -23,27 +23,20 @@ from ml.prediction import outcomes, raw_scores, score_rows
 from ml.registry import Model
 from ml.scores import Score
 from ml.slices import Slice, sliced
+from ml.splitting import TooFewDates, date_count, held_out_dates, holdout_split, longer_window, split, window
 
 if TYPE_CHECKING:
     from catboost import CatBoost
     from numpy.typing import NDArray
-
-MOST_HELD_OUT = 4  # as-of dates
-SHARE_HELD_OUT = 4  # one date in four, where there are fewer than four times MOST_HELD_OUT
-SHARE_MATURED = 0.99  # of labels: by the time in which so many mature a date is whole
-EARLY = 0.9  # of that time: a label that matures before it matured early
 
 
 def recipe() -> str:
     """A hash of what is fixed here, and of the metrics: two trainings of different recipes can differ."""
     fixed = [fitting.PARAMS, fitting.LOSSES, fitting.SPACE, fitting.MOST_TREES, fitting.PATIENCE]
     fixed += [fitting.WITHOUT_SEARCH, calibrating.LEAST_ROWS, calibrating.LEAST_OUTCOMES]
-    fixed += [fitting.TREES_WITHOUT_VALIDATION, MOST_HELD_OUT, SHARE_HELD_OUT, SHARE_MATURED, EARLY, METRICS]
+    fixed += [fitting.TREES_WITHOUT_VALIDATION, splitting.MOST_HELD_OUT, splitting.SHARE_HELD_OUT]
+    fixed += [splitting.SHARE_MATURED, splitting.EARLY, METRICS]
     return hashlib.sha256(msgspec.json.encode(fixed)).hexdigest()[:8]
-
-
-class TooFewDates(TrainingError):
-    """Not enough as-of dates with matured labels to hold some out and train on the others."""
 
 
 class OneClass(TrainingError):
@@ -100,13 +93,13 @@ def train(
     and the most there can be, which falls once a number is found. `known_until` is the day up to which outcomes were
     known. Raises a `TrainingError` or `EncodingError` that says what is wrong with the rows.
     """
-    all_training, holdout = _split(checked(rows, score, known_until), score)
-    training = _window(all_training, holdout, score)
+    all_training, holdout = split(checked(rows, score, known_until), score)
+    training = window(all_training, holdout, score)
     if training.num_rows < LEAST_ROWS:
         raise TooFewRows(
             f"{training.num_rows} training rows (of {rows.num_rows}; the others are held out or matured too late"
             f"{' or lie before the window of train_on' if score.learning.train_on_days else ''}):"
-            f" {LEAST_ROWS} are needed{_longer_window(all_training, holdout, score)}"
+            f" {LEAST_ROWS} are needed{longer_window(all_training, holdout, score)}"
         )
     if holdout.num_rows < LEAST_ROWS:
         dates = _span(holdout, score.as_of, "holdout")
@@ -180,7 +173,7 @@ def champion_metrics(model: Model, holdout: pa.Table) -> dict[str, float]:
 
 def held_out(rows: pa.Table, score: Score) -> pa.Table:
     """The rows of a training set that a candidate trained on it holds out, in the order that it does."""
-    return _split(checked(rows, score, None), score)[1]
+    return split(checked(rows, score, None), score)[1]
 
 
 def metrics_in_slices(model: Model, holdout: pa.Table, columns: Sequence[str]) -> list[Slice]:
@@ -200,67 +193,6 @@ def label_rates(classes: Sequence[str], **parts: "NDArray[np.float64]") -> dict[
     }
 
 
-def held_out_dates(dates: int) -> int:
-    """How many of so many as-of dates are held out: 4, or a quarter where there are fewer than 16, 1 at least."""
-    return max(1, min(MOST_HELD_OUT, dates // SHARE_HELD_OUT))
-
-
-def holdout_split(rows: pa.Table, as_of: str, newest: int) -> tuple[pa.Table, pa.Table]:
-    """Split by time into training and held-out rows: the `newest` as-of dates are held out.
-
-    Training rows are those whose label had matured on or before the first held-out date, so that nothing was learnt
-    which was not known then, of the as-of dates that were whole by then (`whole_dates`). A random split would let the
-    model see other days of the same customer (leakage). Raises `TooFewDates` if that leaves no training row.
-    """
-    dates = sorted(pc.unique(rows.column(as_of)).to_pylist())
-    if len(dates) <= newest:
-        raise TooFewDates(
-            f"{len(dates)} as-of dates with matured labels: {newest} to hold out and one before them are needed"
-        )
-    first = dates[-newest]
-    held_out = pc.greater_equal(rows.column(as_of), pa.scalar(first, rows.schema.field(as_of).type))
-    day = pa.scalar(first, rows.schema.field(as_of).type).cast(pa.date32())
-    matured = pc.less_equal(rows.column(MATURES_ON).cast(pa.date32(), safe=False), day)
-    training = whole_dates(rows.filter(pc.and_(matured, pc.invert(held_out))), rows, as_of, day.as_py())
-    if not training.num_rows:
-        raise TooFewDates(
-            f"{len(dates)} as-of dates with matured labels, of which {newest} are held out, from {day} on: none of"
-            f" the {len(dates) - newest} before had its labels matured by then (the first matures on"
-            f" {pc.min(rows.column(MATURES_ON))}, nearly all within {usual_days(rows, as_of)} days)"
-        )
-    return training, rows.filter(held_out)
-
-
-def whole_dates(rows: pa.Table, all_rows: pa.Table, as_of: str, until: date) -> pa.Table:
-    """Those of the rows whose as-of date was whole on the day `until`: as long ago as 99 of 100 labels take to mature,
-    or of another length (a short month) and without a label that matured early.
-
-    A label that is known as soon as its event happens matures early where it happens. Of a date too new there are
-    such rows alone, and who learns from them, or measures on them, takes the event for commoner than it is.
-    """
-    usual = usual_days(all_rows, as_of)
-    took = pa.table({as_of: rows.column(as_of).cast(pa.date32(), safe=False), "took": _days_to_mature(rows, as_of)})
-    soonest = took.group_by(as_of).aggregate([("took", "min")])
-    old_enough = pc.less_equal(soonest.column(as_of), pa.scalar(until - timedelta(days=usual), pa.date32()))
-    none_early = pc.greater_equal(soonest.column("took_min"), EARLY * usual)
-    whole = soonest.filter(pc.or_(old_enough, none_early)).column(as_of)
-    return rows.filter(pc.is_in(took.column(as_of), value_set=whole.combine_chunks()))
-
-
-def usual_days(rows: pa.Table, as_of: str) -> int:
-    """The days in which 99 of 100 labels mature."""
-    (days,) = pc.quantile(_days_to_mature(rows, as_of), SHARE_MATURED, interpolation="higher").to_pylist()
-    return int(days)
-
-
-def _days_to_mature(rows: pa.Table, as_of: str) -> pa.ChunkedArray:
-    return pc.days_between(*(rows.column(name).cast(pa.date32(), safe=False) for name in (as_of, MATURES_ON)))
-
-
-def _date_count(rows: pa.Table, as_of: str) -> int:
-    return len(pc.unique(rows.column(as_of)))
-
-
 def _span(rows: pa.Table, as_of: str, name: str) -> dict[str, date]:
     ends = pc.min_max(rows.column(as_of)).as_py()
     days = {end: value.date() if isinstance(value, datetime) else value for end, value in ends.items()}
@@ -272,34 +204,6 @@ def _varies(matrix: "NDArray[np.float32]") -> "NDArray[np.bool_]":
     first = matrix[:1]
     same = (matrix == first) | (np.isnan(matrix) & np.isnan(first))
     return np.asarray(~same.all(axis=0))
-
-
-def _split(rows: pa.Table, score: Score) -> tuple[pa.Table, pa.Table]:
-    known_until = pc.max(rows.column(MATURES_ON).cast(pa.date32(), safe=False)).as_py()
-    rows = whole_dates(rows, rows, score.as_of, known_until)
-    return holdout_split(rows, score.as_of, held_out_dates(_date_count(rows, score.as_of)))
-
-
-def _window(training: pa.Table, holdout: pa.Table, score: Score) -> pa.Table:
-    """The training rows of the rolling window, which ends with the first held-out date; all where there is none."""
-    if score.learning.train_on_days is None:
-        return training
-    first = pc.min(holdout.column(score.as_of)).as_py() - timedelta(days=score.learning.train_on_days)
-    as_of = training.column(score.as_of)
-    return training.filter(pc.greater_equal(as_of, pa.scalar(first).cast(as_of.type)))
-
-
-def _longer_window(training: pa.Table, holdout: pa.Table, score: Score) -> str:
-    """How long a window that holds too few rows would have to be, if any length is enough."""
-    if score.learning.train_on_days is None or training.num_rows < LEAST_ROWS:
-        return ""
-    dates = training.column(score.as_of).cast(pa.date32(), safe=False)  # in order
-    first = pc.min(holdout.column(score.as_of).cast(pa.date32(), safe=False)).as_py()
-    needed = (first - dates[-LEAST_ROWS].as_py()).days
-    return (
-        f", which a train_on of {needed} days would have: the window ends on {first}, the first held-out date, and the"
-        f" newest labels that had matured by then are of {dates[-1]}"
-    )
 
 
 def _days(rows: pa.Table, as_of: str) -> "NDArray[np.int64]":
@@ -323,7 +227,7 @@ def _validation(training: pa.Table, sample: Sample, score: Score) -> Validation 
     """
     # The keys alone, and with them each row's place in the matrix.
     place = training.select([score.as_of, MATURES_ON]).append_column("place of row", pa.array(range(training.num_rows)))
-    dates = _date_count(training, score.as_of)
+    dates = date_count(training, score.as_of)
     if dates < 2:
         return None
     newest, overlaps = held_out_dates(dates), False

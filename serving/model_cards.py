@@ -91,6 +91,7 @@ class VersionCard(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     trees: int
     trigger: Annotated[str, Meta(description="What started the training.")]
+    trained_on: Annotated[date | None, Meta(description="The day of the project's clock on which it was trained.")]
     training_set: Annotated[str, Meta(description="The checksum of the rows.")]
     contract: Annotated[str, Meta(description="A hash of the names and types of its features.")]
     commit: Annotated[str | None, Meta(description="The git commit of the project, with -dirty if files were changed.")]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from litestar.testing import TestClient
 
-from ml import training
+from ml import labels, splitting
 from serving.app import create_app
 from tests.conftest import REPOSITORY, Run, environment_of, run_pipeline
 
@@ -107,13 +107,13 @@ def test_as_many_as_of_dates_are_needed_as_the_readme_says() -> None:
         weeks = [FIRST_ORDERS + timedelta(weeks=number) for number in range(dates - window)]
         rows = pa.table({"as_of": weeks, "matures_on": [week + timedelta(weeks=window) for week in weeks]})
         try:
-            training.holdout_split(rows, "as_of", training.held_out_dates(len(weeks)))
-        except training.TooFewDates:
+            splitting.holdout_split(rows, "as_of", splitting.held_out_dates(len(weeks)))
+        except splitting.TooFewDates:
             return False
         return True
 
     assert can_be_trained_on(least) and not can_be_trained_on(least - 1)
     assert least - matured == window
-    held_out = [training.held_out_dates(dates - window) for dates in (most_held_out - 1, most_held_out)]
-    assert held_out == [3, training.MOST_HELD_OUT]
-    assert f"At least {training.LEAST_ROWS} rows" in SECTION
+    held_out = [splitting.held_out_dates(dates - window) for dates in (most_held_out - 1, most_held_out)]
+    assert held_out == [3, splitting.MOST_HELD_OUT]
+    assert f"At least {labels.LEAST_ROWS} rows" in SECTION

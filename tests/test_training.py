@@ -19,7 +19,8 @@ from ml.labels import BadLabel, TooFewRows, TrainingError, label_numbers
 from ml.metrics import evaluate
 from ml.prediction import score_rows
 from ml.registry import Model, save
-from ml.training import Candidate, NoFeature, OneClass, TooFewDates, champion_metrics, held_out_dates, train
+from ml.splitting import TooFewDates, held_out_dates
+from ml.training import Candidate, NoFeature, OneClass, champion_metrics, train
 from tests.small_data import FIRST_DAY, TYPES, a_candidate, a_score, a_score_of, some_rows, with_column
 
 KINDS: list[Kind] = ["probability", "amount", "category"]
