@@ -40,7 +40,7 @@ LEARNING_EXAMPLES = {
     "params": "{depth: 6, learning_rate: 0.05}",
     "search": "{trials: 20}",
     "train_on": "26 weeks",
-    "monotone": "{days_since_last_basket: increasing}",
+    "monotone": "{months_late: increasing}",
     "shadow": "true",
 }
 SEARCH_EXAMPLES = {"trials": "20"}

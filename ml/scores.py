@@ -34,13 +34,13 @@ SCORE_KEYS: dict[str, type] = {
 }
 # What may be written of each, as YAML.
 SCORE_EXAMPLES = {
-    "features": "household_features",
-    "label": "household_lapse_28d",
+    "features": "customer_features",
+    "label": "customer_leaves_28d",
     "kind": "probability",
     "gate": "[roc_auc >= 0.80]",
     "bands": "{high: 0.6, low: 0.0}",
     "fresh_for": "8 days",
-    "exclude": "[tenure_days]",
+    "exclude": "[postcode]",
     **LEARNING_EXAMPLES,
     "reasons": "{top: 3, bands: [high]}",
     "retrain": "{every: 4 weeks, cooldown: 7 days}",
