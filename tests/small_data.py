@@ -114,7 +114,9 @@ def a_candidate(kind: Kind = "probability") -> Candidate:
 def a_model(kind: Kind = "probability", **changes: Any) -> Model:
     """Version 3 of the score, with the card changed as asked."""
     candidate = a_candidate(kind)
-    card = make_card(candidate, a_score(kind), version=3, training_set="f" * 64, trained_at=TRAINED_AT)
+    card = make_card(
+        candidate, a_score(kind), version=3, training_set="f" * 64, trained_at=TRAINED_AT, trained_on=TRAINED_AT.date()
+    )
     return Model(candidate.booster, msgspec.structs.replace(card, **changes))
 
 
