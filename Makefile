@@ -20,7 +20,7 @@ IS_SAMPLE := $(filter $(CURDIR)/dbt_project,$(abspath $(SCOREHOUSE_PROJECT)))
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) \
 	$(if $(IS_SAMPLE),tests/projects/loans/models tests/projects/card_tier)
 
-.PHONY: setup run backfill sets versions train promote rollback rescore leaks test check serve ui bench days lock format clean help
+.PHONY: setup run backfill sets versions train promote rollback rescore leaks test check check-project check-types serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -72,14 +72,19 @@ leaks: setup  ## do features use what was known later? (make leaks MODEL=… AS_
 	@$(BIN)/python -m orchestration.leaks $(if $(MODEL),--model $(MODEL)) $(if $(AS_OF),--as-of $(AS_OF)) $(if $(SCRAMBLE),--scramble)
 
 check: setup  ## dbt parse and the declarations, ruff, import-linter, mypy, sqlfluff; of another project its declarations and SQL
+	@$(MAKE) --no-print-directory --jobs 2 check-project $(if $(IS_SAMPLE),check-types)
+
+check-project:
 	@$(BIN)/python -m orchestration.project
 ifneq ($(IS_SAMPLE),)  # who writes another project has not changed the engine
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo --cache-dir $(CACHE)/import-linter
-	@$(BIN)/mypy
 	@SCOREHOUSE_PROJECT=tests/projects/loans SCOREHOUSE_DATA=$(SCOREHOUSE_DATA)/check $(BIN)/python -m orchestration.project
 endif
 	@$(BIN)/sqlfluff lint --quiet --config pyproject.toml $(SQL)
+
+check-types:
+	@$(BIN)/mypy
 
 test: check  ## all of check, and every test
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 20

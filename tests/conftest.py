@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from orchestration.project import exclusively
 from serving import store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -26,9 +27,9 @@ set_hypothesis_home_dir(REPOSITORY / "data" / "cache" / "hypothesis")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under `pytest -n 2 --dist loadgroup`: what is made once for several tests is made in one process.
 
-    That is the sample's run, and what the tests of a file share. The bank's run is made in each: half of all time
-    goes into tests that look at it, so that they are better dealt out. The long ones come first, so that no process is
-    left alone with one in the end.
+    That is the sample's run, and what the tests of a file share. Half of all time goes into tests that look at the
+    bank's run, so that these are better dealt out. The long ones come first, so that no process is left alone with one
+    in the end.
     """
     long: list[pytest.Item] = []
     for item in items:
@@ -99,8 +100,17 @@ def _first_run(project: Path, folder: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def loans_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The second project, built once. Tests read it; who changes anything takes a `copy_of` it."""
-    return _first_run(LOANS, tmp_path_factory.mktemp("loans"))
+    """The second project, built once for all processes. Tests read it; who changes anything takes a `copy_of` it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "loans"
+    with exclusively(shared / "loans.lock"):
+        if not (folder / "printed").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            (folder / "printed").write_text(_first_run(LOANS, folder).printed)
+    printed = (folder / "printed").read_text()
+    return Run(project=LOANS, data=folder / "data", home=folder / "home", printed=printed, code=0)
 
 
 @pytest.fixture(scope="session")
