@@ -11,13 +11,14 @@ if TYPE_CHECKING:
 Method = Literal["none", "platt", "isotonic"]
 LEAST_ROWS = 200  # to calibrate on, and of either outcome LEAST_OUTCOMES: with fewer a curve follows chance
 LEAST_OUTCOMES = 20
+FAR = 40.0  # log-odds beyond which a probability is 0 or 1, to the last digit
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """How raw log-odds become a probability: not at all, by a logistic (Platt) of slope and intercept, or by a step
     curve (isotonic) through the points `x`, log-odds, and `y`, probabilities.
 
-    `log_loss` has that of each method that was tried, on rows that it was not fitted on.
+    `log_loss` has that of each method that was tried, on rows that it was not fitted on, each date on its own level.
     """
 
     method: Method = "none"
@@ -44,14 +45,20 @@ def learn_calibration(
 
     `raw` are log-odds of rows (rows,) that the booster did not learn from, `label` 0 or 1, `moment` orders their as-of
     dates: the earlier half of the dates fits each method, the later half judges. Where there is one date only, or fewer
-    than 200 rows or 20 of an outcome in either half, nothing is calibrated; but log-odds that are `weighted`, so no
-    probabilities by themselves, then have a logistic all the same, given 20 of either outcome. No logistic turns the
-    scores round, where they rank these rows the wrong way: each reason would have the wrong sign.
+    than 200 rows or 20 of an outcome in either half, nothing is calibrated. No logistic turns the scores round, where
+    they rank these rows the wrong way: each reason would have the wrong sign.
+
+    How far apart scores are is calibrated, not their level: how common the outcome is moves with the season, and that
+    of the newest dates is seldom that of the next. So each date is first put on its own level. Log-odds that are
+    `weighted` have no level of their own: theirs is calibrated, by a logistic also where no choice can be judged, given
+    20 of either outcome.
 
     Platt: "Probabilistic outputs for support vector machines", 1999. Isotonic: Zadrozny and Elkan, KDD 2002; its ends
     stay off 0 and 1 by a pseudo-row each.
     """
     dates = np.unique(moment)
+    unmoved, moved = raw, np.zeros(len(raw)) if weighted else _to_the_level_of_each_date(raw, label, moment)
+    raw = raw + moved
     is_later = moment >= dates[len(dates) // 2]
     if len(dates) < 2 or not (_is_enough(label[is_later]) and _is_enough(label[~is_later])):
         unjudged = _platt(raw, label) if weighted and _has_outcomes(label) else Calibration()
@@ -65,7 +72,48 @@ def learn_calibration(
     found = Calibration() if best == "none" else (_platt if best == "platt" else _isotonic)(raw, label)
     if found.slope <= 0:
         found = Calibration()
+    elif not weighted:
+        found = _as_high_as_before(found, unmoved, float(moved.mean()))
     return msgspec.structs.replace(found, log_loss={name: float(of.mean()) for name, of in loss.items()})
+
+
+def _to_the_level_of_each_date(
+    raw: "NDArray[np.float64]", label: "NDArray[np.float64]", moment: "NDArray[np.int64]"
+) -> "NDArray[np.float64]":
+    """By how much the log-odds of each row move so that the mean probability of its date is the share of outcomes."""
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
+    moved = np.zeros(len(raw))
+    for date in np.unique(moment):
+        its = moment == date
+        odds, nearly = raw[its], 0.5 / its.sum()  # half a row off never and always
+        share = np.clip(label[its].mean(), nearly, 1 - nearly)
+
+        def beyond(by: float, odds: "NDArray[np.float64]" = odds, share: float = float(share)) -> float:
+            return float(expit(odds + by).mean() - share)
+
+        moved[its] = brentq(beyond, -odds.max() - FAR, -odds.min() + FAR)
+    return moved
+
+
+def _as_high_as_before(calibration: Calibration, raw: "NDArray[np.float64]", level: float) -> Calibration:
+    """A calibration of log-odds that were moved, by `level` on the whole, for those that were not, `raw`: their mean
+    probability is what it is without a calibration."""
+    from scipy.optimize import brentq
+    from scipy.special import expit, logit
+
+    if calibration.method == "none":
+        return calibration
+
+    def raised(by: float) -> Calibration:
+        x, y = np.array(calibration.x) - level, expit(logit(np.array(calibration.y)) + by)
+        intercept = calibration.intercept + by if calibration.method == "platt" else 0.0
+        return msgspec.structs.replace(calibration, intercept=intercept, x=tuple(map(float, x)), y=tuple(map(float, y)))
+
+    before = calibrated(Calibration(), raw).mean()
+    far = FAR + abs(calibration.intercept) + calibration.slope * float(np.abs(raw).max())
+    return raised(brentq(lambda by: float(calibrated(raised(by), raw).mean() - before), -far, far))
 
 
 def _losses(

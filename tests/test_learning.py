@@ -140,9 +140,18 @@ def test_probabilities_that_come_true_are_left_alone() -> None:
 def test_too_sure_probabilities_are_mended_by_a_logistic() -> None:
     raw, label, moment = outcomes(20_000, shift=-1.0, slope=0.5)
     found = learn_calibration(raw, label, moment)
-    assert found.method == "platt"
-    assert (found.slope, found.intercept) == (pytest.approx(0.5, abs=0.05), pytest.approx(-1, abs=0.1))
+    assert (found.method, found.slope) == ("platt", pytest.approx(0.5, abs=0.05))
     assert found.log_loss["platt"] < found.log_loss["none"]
+    assert calibrated(found, raw).mean() == pytest.approx(calibrated(Calibration(), raw).mean(), abs=0.02)
+    weighted = learn_calibration(raw, label, moment, weighted=True)
+    assert (weighted.slope, weighted.intercept) == (pytest.approx(0.5, abs=0.05), pytest.approx(-1, abs=0.1))
+
+
+@pytest.mark.parametrize("now", [-1.5, 1.5])
+def test_a_season_that_makes_the_outcome_rarer_or_commoner_calibrates_nothing(now: float) -> None:
+    raw, label, moment = outcomes(20_000, shift=now)
+    assert learn_calibration(raw, label, moment).method == "none"
+    assert learn_calibration(raw, label, moment, weighted=True).method != "none"
 
 
 def test_a_bent_curve_is_mended_by_steps_that_never_say_never() -> None:
@@ -151,9 +160,13 @@ def test_a_bent_curve_is_mended_by_steps_that_never_say_never() -> None:
     label = (random.random(20_000) < np.where(raw > 0, 0.6, 0.1)).astype(float)
     found = learn_calibration(raw, label, np.arange(20_000) % 4)
     assert found.method == "isotonic"
-    told = calibrated(found, np.array([-50.0, -1.0, 1.0, 50.0]))
+    assert calibrated(found, raw).mean() == pytest.approx(calibrated(Calibration(), raw).mean(), abs=0.05)
+    weighted = learn_calibration(raw, label, np.arange(20_000) % 4, weighted=True)
+    assert weighted.method == "isotonic"
+    told = calibrated(weighted, np.array([-50.0, -1.0, 1.0, 50.0]))
     assert told == pytest.approx([0.1, 0.1, 0.6, 0.6], abs=0.1)
-    assert told.min() > 0 and told.max() < 1
+    for one in (calibrated(found, np.array([-50.0, 50.0])), told):
+        assert one.min() > 0 and one.max() < 1
 
 
 def test_scores_that_rank_the_wrong_way_round_are_not_turned() -> None:
