@@ -44,12 +44,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = list(dict.fromkeys([*longest, *long, *items]))
 
 
-@pytest.hookimpl
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than there are processors: they wait for disks and servers."""
-    return (os.cpu_count() or 1) + 1
-
-
 class Run(msgspec.Struct):
     """A pipeline run in a process of its own: where its data lies, what it printed, how it ended."""
 
