@@ -57,12 +57,12 @@ def learn_calibration(
     stay off 0 and 1 by a pseudo-row each.
     """
     dates = np.unique(moment)
-    unmoved, moved = raw, np.zeros(len(raw)) if weighted else _to_the_level_of_each_date(raw, label, moment)
-    raw = raw + moved
     is_later = moment >= dates[len(dates) // 2]
     if len(dates) < 2 or not (_is_enough(label[is_later]) and _is_enough(label[~is_later])):
         unjudged = _platt(raw, label) if weighted and _has_outcomes(label) else Calibration()
         return unjudged if unjudged.slope > 0 else Calibration()
+    unmoved, moved = raw, np.zeros(len(raw)) if weighted else _to_the_level_of_each_date(raw, label, moment)
+    raw = raw + moved
     tried = [fit(raw[~is_later], label[~is_later]) for fit in (_platt, _isotonic)]
     tried = [one for one in tried if one.slope > 0]
     loss = {one.method: _losses(one, raw[is_later], label[is_later]) for one in (Calibration(), *tried)}

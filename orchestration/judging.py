@@ -1,7 +1,7 @@
 """Who scores customers: the gate's verdict on a version, and the champion."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ def judge(connection: Connection, score: Score, version: dict[str, Any], where: 
     known = versions.gate_of(connection, score, version["version"])
     if [result.condition for result in known] == list(score.gate):
         return known
-    compared, champion_metrics = _compared(connection, score, version, where)
+    compared, champion_metrics, another = _compared(connection, score, version, where)
     own, champions, damaged = _slices(connection, score, version, compared, where)
     results = check_gate(
         score.gate,
@@ -44,6 +44,13 @@ def judge(connection: Connection, score: Score, version: dict[str, Any], where: 
             msgspec.structs.replace(one, note=damaged) if sliced_columns([one.condition], of_champion=True) else one
             for one in results
         ]
+    if another:
+        results = [
+            msgspec.structs.replace(one, note="; ".join(filter(None, [one.note, another])))
+            if _asks_for_champion([one.condition])
+            else one
+            for one in results
+        ]
     undone = versions.taken_back(connection, score, version["version"])
     if undone is not None and all(result.passed for result in results):
         note = f"but not promoted again, as a {undone['how']} put version {undone['version']} in its place"
@@ -54,26 +61,31 @@ def judge(connection: Connection, score: Score, version: dict[str, Any], where: 
 
 def _compared(
     connection: Connection, score: Score, version: dict[str, Any], where: Paths
-) -> tuple[int | None, dict[str, float] | None]:
+) -> tuple[int | None, dict[str, float] | None, str]:
     """The version that a gate compares another with, and its metrics on the held-out rows of that one.
 
-    It is the champion of now, measured anew if it was not when the other was trained; where it can't score these rows,
-    and of the champion itself, it is the champion of then.
+    It is the champion of now, measured anew if it was not when the other was trained; of the champion itself it is the
+    champion of then, and also where that of now can't score these rows, which is told.
     """
     of_then = json.loads(version["champion_metrics"]) if version["champion_metrics"] else None
     champion = versions.champion(connection, score)
     known = (version["version"], version["champion_version"])
-    names = {name for condition in score.gate for name in gate_names(condition)}
-    if champion is None or champion["version"] in known or not any(name.startswith("champion_") for name in names):
-        return version["champion_version"], of_then
+    if champion is None or champion["version"] in known or not _asks_for_champion(score.gate):
+        return version["champion_version"], of_then, ""
 
     from ml import training
 
     try:
         model = load_model(where, score, champion["version"])
-        return champion["version"], training.champion_metrics(model, _held_out(connection, score, version, where))
-    except (EncodingError, DamagedModel):
-        return version["champion_version"], of_then
+        found = training.champion_metrics(model, _held_out(connection, score, version, where))
+    except (EncodingError, DamagedModel) as error:
+        why = f"the champion is that of then, as version {champion['version']} can't be measured: {error}"
+        return version["champion_version"], of_then, why
+    return champion["version"], found, ""
+
+
+def _asks_for_champion(conditions: Sequence[str]) -> bool:
+    return any(name.startswith("champion_") for condition in conditions for name in gate_names(condition))
 
 
 def _slices(
