@@ -1,6 +1,6 @@
 """The API: lookups of scores by customer id, over published generations. Errors are RFC 9457 problems.
 
-`create_app` makes it for given folders; `app_from_environment` for SCOREHOUSE_DATA, as a server loads it:
+`create_app` makes it for a data folder; `app_from_environment` for SCOREHOUSE_DATA, as a server loads it:
 `granian --interface asgi --factory serving.app:app_from_environment`.
 """
 
@@ -25,6 +25,7 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.answers import PROBLEM, Alive, CustomerAnswer, Problem, Readiness, Scores, ScoreSummary
+from serving.callers import ANYBODY
 from serving.catalogue import Catalogue, Clock
 from serving.docs import LocalSwagger, docs_router, openapi_document
 from serving.events import KEY_SETTING, SECURITY, PushedEvents, push_handler
@@ -64,7 +65,7 @@ _EXAMPLE = Example(
 )
 
 
-def api(catalogue: Catalogue, reports: Path | None) -> list[HTTPRouteHandler]:
+def api(catalogue: Catalogue, reports: Path) -> list[HTTPRouteHandler]:
     """The handlers of the API over a catalogue and a folder of reports."""
 
     @get("/scores", sync_to_thread=False, tags=["scores"], summary="All scores")
@@ -124,20 +125,19 @@ def api(catalogue: Catalogue, reports: Path | None) -> list[HTTPRouteHandler]:
 
 
 def create_app(
-    generations: Path,
-    reports: Path | None = None,
+    data: Path,
     *,
-    events: Path | None = None,
     event_keys: Sequence[str] = (),
     clock: Clock = time.time,
     look_every: float = 0.25,
 ) -> Litestar:
-    """The app over a folder of generations, one of reports and one of events, which may appear later.
+    """The app over a data folder, whose generations, reports and events may appear later.
 
     `event_keys` are those with which events may be pushed, none if it is empty. `clock`: seconds since 1970.
     """
-    catalogue = Catalogue(generations, clock=clock, look_every=look_every)
-    pushed = PushedEvents(events, event_keys)
+    reports = data / "reports"
+    catalogue = Catalogue(data / "generations", clock=clock, look_every=look_every)
+    pushed = PushedEvents(data / "events", event_keys)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -173,8 +173,16 @@ def create_app(
             ],
         ),
     )
-    app.asgi_handler = _answering_head(app.asgi_handler)
+    app.asgi_handler = _known_caller(_answering_head(app.asgi_handler))
     return app
+
+
+def _known_caller(app: ASGIApp) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["caller"] = ANYBODY  # type: ignore[typeddict-unknown-key]
+        await app(scope, receive, send)
+
+    return answer
 
 
 def _answering_head(app: ASGIApp) -> ASGIApp:
@@ -205,9 +213,7 @@ def app_from_environment() -> Litestar:
         log.setLevel(logging.INFO)
     data = Path(os.environ.get("SCOREHOUSE_DATA") or "data")
     keys = [key.strip() for key in os.environ.get(KEY_SETTING, "").split(",")]
-    return create_app(
-        data / "generations", data / "reports", events=data / "events", event_keys=[key for key in keys if key]
-    )
+    return create_app(data, event_keys=[key for key in keys if key])
 
 
 def _problem(problem: Problem, headers: dict[str, str] | None = None) -> Response[Problem]:

@@ -60,7 +60,7 @@ class BadEvents(HTTPException):
 class PushedEvents:
     """The sources that events can be pushed to, from the contracts under a folder, and the logs they are kept in."""
 
-    def __init__(self, folder: Path | None, keys: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, keys: Sequence[str] = ()) -> None:
         self._folder = folder
         self._keys = [key.encode() for key in keys]
         self._lock = threading.Lock()
@@ -86,10 +86,10 @@ class PushedEvents:
 
     def contract(self, source: str) -> Contract:
         """What is asked of a source's events. Raises a 404 that lists the sources there are."""
-        if self._folder and _NAME.fullmatch(source):
+        if _NAME.fullmatch(source):
             with suppress(FileNotFoundError, NotADirectoryError):
                 return msgspec.json.decode((self._folder / source / "contract.json").read_bytes(), type=Contract)
-        known = sorted(file.parent.name for file in self._folder.glob("*/contract.json")) if self._folder else []
+        known = sorted(file.parent.name for file in self._folder.glob("*/contract.json"))
         raise NotFoundException(
             detail=f"Unknown source '{shortened(source)}'. Known sources of events: {', '.join(known) or 'none yet'}.",
             extra={"known_sources": known},
@@ -130,7 +130,6 @@ class PushedEvents:
         return Accepted(accepted=len(events))
 
     def _log(self, source: str) -> Log:
-        assert self._folder
         with self._lock:
             return self._logs.setdefault(source, Log(self._folder / source))
 

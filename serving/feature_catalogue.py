@@ -82,10 +82,10 @@ class FeatureView(msgspec.Struct, frozen=True, kw_only=True):
     uses: list[FeatureUse]
 
 
-def read_features(reports: Path | None) -> FeatureReport | None:
+def read_features(reports: Path) -> FeatureReport | None:
     """What the pipeline wrote last; None before the first run. Reads the disk."""
     try:
-        return msgspec.json.decode(((reports or Path()) / FILE).read_bytes(), type=FeatureReport)
+        return msgspec.json.decode((reports / FILE).read_bytes(), type=FeatureReport)
     except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError):
         return None
 

@@ -104,9 +104,9 @@ def versions_folder(reports: Path, score: str) -> Path:
     return reports / score / "versions"
 
 
-def read_versions(reports: Path | None, score: str) -> Versions | None:
+def read_versions(reports: Path, score: str) -> Versions | None:
     """The versions of a score, None if the pipeline has told of none. Reads the disk."""
-    if reports is None or not NAME.fullmatch(score):
+    if not NAME.fullmatch(score):
         return None
     try:
         return msgspec.json.decode((versions_folder(reports, score) / INDEX).read_bytes(), type=Versions)
@@ -114,15 +114,15 @@ def read_versions(reports: Path | None, score: str) -> Versions | None:
         return None
 
 
-def all_versions(reports: Path | None) -> list[Versions]:
+def all_versions(reports: Path) -> list[Versions]:
     """The versions of every score that has any, by the name of the score. Reads the disk."""
-    names = sorted(path.parts[-3] for path in reports.glob(f"*/versions/{INDEX}")) if reports else []
+    names = sorted(path.parts[-3] for path in reports.glob(f"*/versions/{INDEX}"))
     return [found for name in names if (found := read_versions(reports, name))]
 
 
-def card_file(reports: Path | None, score: str, version: str, name: str) -> Path | None:
+def card_file(reports: Path, score: str, version: str, name: str) -> Path | None:
     """The page or the data of a version's card, None if there is none: 01 is no version, so a card has one address."""
-    if reports is None or not NAME.fullmatch(score) or not VERSION.fullmatch(version):
+    if not NAME.fullmatch(score) or not VERSION.fullmatch(version):
         return None
     file = versions_folder(reports, score) / version / name
     return file if file.is_file() else None

@@ -77,7 +77,7 @@ def _render(template: str, status_code: int = 200, **context: Any) -> Response[s
     return Response(html, status_code=status_code, media_type=MediaType.HTML)
 
 
-def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
+def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
     """The routes of the pages over a catalogue and a folder of reports."""
 
     @get("/")
@@ -163,8 +163,8 @@ def pages(catalogue: Catalogue, reports: Path | None) -> list[Router]:
 
     @get("/reports/{score:str}/{as_of_date:str}/{name:str}")
     async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> Response[bytes]:
-        path = (reports or Path()) / score / as_of_date / name
-        if reports is None or report_file(path, score, as_of_date, name) is None:
+        path = reports / score / as_of_date / name
+        if report_file(path, score, as_of_date, name) is None:
             raise NotFoundException(detail="There is no such report. See /reports.")
         return await _file(request, path, REPORT_HEADERS, await way_back(score))
 

@@ -48,9 +48,9 @@ class PerformanceView(msgspec.Struct, frozen=True, kw_only=True):
     highest: float
 
 
-def read_performance(reports: Path | None, score: str) -> Performance | None:
+def read_performance(reports: Path, score: str) -> Performance | None:
     """What the pipeline wrote last of a score; None before that. Reads the disk."""
-    files = sorted(((reports or Path()) / score).glob(f"????-??-??/{FIGURES}")) if reports else []
+    files = sorted((reports / score).glob(f"????-??-??/{FIGURES}"))
     for file in reversed(files):
         try:
             return msgspec.json.decode(file.read_bytes(), type=Written).performance

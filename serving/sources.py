@@ -81,10 +81,10 @@ SCALE = 10  # times the median: a batch beyond it does not set the scale of the 
 JUMPED = 0.05  # of a null share, from which a column is worth a look
 
 
-def read_sources(reports: Path | None) -> SourceReport | None:
+def read_sources(reports: Path) -> SourceReport | None:
     """What the pipeline wrote last; None before the first run. Reads the disk."""
     try:
-        return msgspec.json.decode(((reports or Path()) / FILE).read_bytes(), type=SourceReport)
+        return msgspec.json.decode((reports / FILE).read_bytes(), type=SourceReport)
     except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError):
         return None
 

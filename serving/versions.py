@@ -20,7 +20,7 @@ UNTOLD = problem_spec("The score is not known, or nothing has been told of its p
 Version = Annotated[int, Parameter(description="A version, as GET /scores/{score}/versions lists it.")]
 
 
-def versions_handlers(catalogue: Catalogue, reports: Path | None) -> list[HTTPRouteHandler]:
+def versions_handlers(catalogue: Catalogue, reports: Path) -> list[HTTPRouteHandler]:
     """The handlers of versions over a folder of reports. A score may have versions before any of it is served."""
 
     def versions_of(score: str) -> Versions:
@@ -70,7 +70,7 @@ def versions_handlers(catalogue: Catalogue, reports: Path | None) -> list[HTTPRo
     return [list_versions, one_version]
 
 
-def performance_handler(catalogue: Catalogue, reports: Path | None) -> HTTPRouteHandler:
+def performance_handler(catalogue: Catalogue, reports: Path) -> HTTPRouteHandler:
     """The handler of a score's performance over a folder of reports."""
 
     @get(

@@ -189,10 +189,10 @@ def class_bars(probabilities: dict[str, float] | None, places: dict[str, int]) -
     ]
 
 
-def find_reports(folder: Path | None) -> list[ReportFile]:
+def find_reports(folder: Path) -> list[ReportFile]:
     """The reports at <folder>/<score>/<as-of date>/<name>.html, the newest first. Reads the disk."""
     reports = []
-    for path in folder.glob("*/*/*.html") if folder else ():
+    for path in folder.glob("*/*/*.html"):
         report = report_file(path, path.parts[-3], path.parts[-2], path.name)
         if report:
             reports.append(report)

@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(root: Path) -> Iterator[Client]:
-    with TestClient(create_app(root, root.parent / "reports", look_every=0.02)) as client:
+    with TestClient(create_app(root.parent, look_every=0.02)) as client:
         yield client
 
 
@@ -54,7 +54,7 @@ def eventually(check: Callable[[], bool], seconds: float = 2.0) -> float:
 
 def test_a_customer_is_answered_exactly_as_documented(root: Path) -> None:
     publish(root)
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         answer = client.get("/scores/churn/customers/42")
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "application/json"
@@ -76,7 +76,7 @@ def test_a_customer_is_answered_exactly_as_documented(root: Path) -> None:
 def test_the_catalogue_lists_each_score_with_what_is_served(root: Path) -> None:
     publish(root)
     publish(root, score="upsell", title="Upsell", bands={}, band_counts={}, rows=3)
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         scores = msgspec.json.decode(client.get("/scores").content, type=Scores).scores
         assert [score.name for score in scores] == ["churn", "upsell"]
         one = msgspec.json.decode(client.get("/scores/churn").content, type=ScoreSummary)
@@ -96,7 +96,7 @@ def test_the_catalogue_lists_each_score_with_what_is_served(root: Path) -> None:
 )
 def test_a_fixed_clock_decides_freshness(root: Path, fresh_for_days: float, today: date, stale: bool) -> None:
     publish(root, fresh_for_days=fresh_for_days, today=today)
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         assert client.get("/scores/churn/customers/1").json()["stale"] is stale
         assert client.get("/scores/churn").json()["freshness"] == ("stale" if stale else "fresh")
 
@@ -104,7 +104,7 @@ def test_a_fixed_clock_decides_freshness(root: Path, fresh_for_days: float, toda
 def test_without_a_fixed_clock_a_score_turns_stale_at_midnight_utc(root: Path) -> None:
     publish(root, today=None)
     now = [datetime(2024, 3, 12, 23, 59, 59, tzinfo=UTC).timestamp()]
-    with TestClient(create_app(root, clock=lambda: now[0])) as client:
+    with TestClient(create_app(root.parent, clock=lambda: now[0])) as client:
         assert client.get("/scores/churn/customers/1").json()["stale"] is False
         assert client.get("/scores/churn").json()["fresh_until"] == "2024-03-12"
         now[0] += 1
@@ -116,7 +116,7 @@ def test_without_a_fixed_clock_a_score_turns_stale_at_midnight_utc(root: Path) -
 def test_a_404_says_whether_the_score_or_the_customer_is_unknown(root: Path) -> None:
     publish(root)
     publish(root, score="upsell")
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         for path in ("/scores/nonsense", "/scores/nonsense/customers/1"):
             answer = client.get(path)
             assert answer.status_code == 404
@@ -161,7 +161,7 @@ def test_a_method_that_is_not_possible_is_told_those_that_are(client: Client) ->
 @pytest.mark.parametrize("path", ["/", "/scores", "/health/live", "/health/ready", "/scores/churn/customers/1"])
 def test_head_answers_as_get_without_the_body(root: Path, path: str) -> None:
     publish(root)
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         head, whole = client.head(path), client.get(path)
     assert (head.status_code, head.headers) == (200, whole.headers)
     assert head.content == b"" and whole.content != b""
@@ -175,7 +175,7 @@ def test_head_tells_a_load_balancer_that_nothing_is_published_yet(client: Client
 def test_a_fault_inside_shows_nothing_of_the_inside(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(root)
     monkeypatch.setattr("serving.catalogue.Served.customer", lambda *_: 1 / 0)
-    with TestClient(create_app(root), raise_server_exceptions=False) as client:
+    with TestClient(create_app(root.parent), raise_server_exceptions=False) as client:
         answer = client.get("/scores/churn/customers/1")
     assert answer.status_code == 500
     assert answer.json() == {
@@ -226,7 +226,7 @@ def test_one_corrupt_score_does_not_stop_the_others(root: Path) -> None:
     publish(root)
     publish(root, score="upsell")
     (root / "upsell" / "CURRENT").write_text("../churn/g1\n")
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         assert [score["name"] for score in client.get("/scores").json()["scores"]] == ["churn"]
         answer = client.get("/health/ready")
         assert answer.status_code == 503
@@ -298,7 +298,7 @@ FEATURES_OF_44 = {  # the fortieth of the customers 0 to 99, which are sorted as
 
 def test_a_customers_features_are_answered_typed_and_exactly_as_documented(root: Path) -> None:
     publish(root)
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         answer = client.get("/customers/44/features?score=churn")
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"] == "application/json"
@@ -329,7 +329,7 @@ def test_a_customers_features_are_answered_typed_and_exactly_as_documented(root:
 
 def test_features_read_back_are_what_models_read(root: Path) -> None:
     folder = publish(root)
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         answer = msgspec.json.decode(client.get("/customers/44/features?score=churn").content)
     (row,) = read_rows([answer["features"]], verify(folder).features).to_pylist()
     assert row["visits_28d_count"] == Decimal(2**53 + 1)
@@ -340,7 +340,7 @@ def test_features_read_back_are_what_models_read(root: Path) -> None:
 def test_features_turn_stale_with_their_score(root: Path) -> None:
     publish(root, today=None)
     now = [datetime(2024, 3, 12, 23, 59, 59, tzinfo=UTC).timestamp()]
-    with TestClient(create_app(root, clock=lambda: now[0])) as client:
+    with TestClient(create_app(root.parent, clock=lambda: now[0])) as client:
         assert client.get("/customers/1/features?score=churn").json()["stale"] is False
         now[0] += 1
         assert client.get("/customers/1/features?score=churn").json()["stale"] is True
@@ -384,7 +384,7 @@ def test_what_is_wrong_with_a_request_for_features_is_told(
 ) -> None:
     publish(root)
     publish(root, score="upsell", features=())
-    with TestClient(create_app(root)) as client:
+    with TestClient(create_app(root.parent)) as client:
         answer = client.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     problem = msgspec.json.decode(answer.content, type=Problem)

@@ -29,7 +29,7 @@ def test_a_category_is_trained_scored_served_and_watched_by_class(loans_run: Run
         """,
     )
     assert wrong == [(0,)]
-    with TestClient(create_app(run.data / "generations", run.data / "reports")) as client:
+    with TestClient(create_app(run.data)) as client:
         customer, band, value = customers[0]
         answer = client.get(f"/scores/card_tier/customers/{customer}").json()
         assert (answer["band"], answer["value"], answer["probabilities"][band]) == (band, value, value)

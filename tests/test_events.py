@@ -89,7 +89,7 @@ def client(log: Path) -> Iterator[Client]:
 
 @contextmanager
 def client_of(log: Path, *keys: str) -> Iterator[Client]:
-    app = create_app(log.parent.parent / "generations", events=log.parent, event_keys=keys or [KEY])
+    app = create_app(log.parent.parent, event_keys=keys or [KEY])
     with TestClient(app) as client:
         client.headers["Authorization"] = f"Bearer {KEY}"
         yield client

@@ -142,7 +142,7 @@ def test_dates_at_the_ends_of_time_are_told_and_in_no_range(loans_run: Run, tmp_
 
 
 def test_the_page_shows_each_model_its_features_and_what_leans_on_them(loans_run: Run) -> None:
-    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+    with TestClient(create_app(loans_run.data)) as client:
         page = client.get("/features")
     assert page.status_code == 200
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
@@ -155,7 +155,7 @@ def test_the_page_shows_each_model_its_features_and_what_leans_on_them(loans_run
 
 
 def test_before_the_first_run_the_page_says_how_features_come(tmp_path: Path) -> None:
-    with TestClient(create_app(tmp_path / "generations", tmp_path / "reports")) as client:
+    with TestClient(create_app(tmp_path)) as client:
         assert "No features have been built yet" in client.get("/features").text
         (tmp_path / "reports").mkdir()
         (tmp_path / "reports" / FILE).write_text('{"written_at": "cut sh')
@@ -175,7 +175,7 @@ def test_what_people_wrote_is_shown_as_text(tmp_path: Path) -> None:
     }  # fmt: skip
     report = msgspec.convert({"written_at": datetime.now(UTC), "models": [model]}, FeatureReport)
     (tmp_path / "reports" / FILE).write_bytes(msgspec.json.encode(report))
-    with TestClient(create_app(tmp_path / "generations", tmp_path / "reports")) as client:
+    with TestClient(create_app(tmp_path)) as client:
         page = client.get("/features").text
     assert nasty not in page
     assert page.count("&lt;script&gt;") == 5

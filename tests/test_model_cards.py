@@ -468,7 +468,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient[Lite
     (where.reports / "refused" / "versions").mkdir(parents=True)
     listed = (where.reports / "leaving" / "versions" / "versions.json").read_bytes().replace(b"leaving", b"refused")
     (where.reports / "refused" / "versions" / "versions.json").write_bytes(listed)
-    with TestClient(create_app(where.generations, where.reports)) as client:
+    with TestClient(create_app(where.data)) as client:
         yield client
 
 

@@ -36,7 +36,7 @@ def client(data: Path) -> Iterator[Client]:
     )
     report(data, "2024-03-04")
     report(data, "2024-02-26")
-    with TestClient(create_app(data / "generations", data / "reports")) as client:
+    with TestClient(create_app(data)) as client:
         yield client
 
 
@@ -113,7 +113,7 @@ def test_the_overview_shows_each_score_with_its_quality_and_freshness(client: Cl
 
 
 def test_before_the_first_publication_the_overview_says_what_to_do(data: Path) -> None:
-    with TestClient(create_app(data / "generations")) as client:
+    with TestClient(create_app(data)) as client:
         assert "make run" in client.get("/").text
         assert "No report yet" in client.get("/reports").text
 
@@ -122,7 +122,7 @@ def test_a_fault_is_shown_where_people_look(data: Path) -> None:
     publish(data / "generations")
     publish(data / "generations", score="upsell")
     (data / "generations" / "upsell" / "CURRENT").write_text("g5\n")
-    with TestClient(create_app(data / "generations")) as client:
+    with TestClient(create_app(data)) as client:
         page = client.get("/").text
     assert "upsell/g5/: is missing" in page
     assert '<span class="pill unavailable">' in page
@@ -190,7 +190,7 @@ def test_text_of_a_generation_is_text_and_not_html(data: Path) -> None:
     )
     write(data / "generations", generation, [(evil, payload(customer))], {})
     flip(data / "generations", "churn", "g1")
-    with TestClient(create_app(data / "generations")) as client:
+    with TestClient(create_app(data)) as client:
         for path in ("/", "/pages/churn", "/reports"):
             page = client.get(path).text
             assert "<script>" not in page

@@ -141,7 +141,7 @@ def reports(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(tmp_path: Path, reports: Path) -> Iterator[Client]:
     publish(tmp_path / "generations")
-    with TestClient(create_app(tmp_path / "generations", reports)) as client:
+    with TestClient(create_app(tmp_path)) as client:
         yield client
 
 

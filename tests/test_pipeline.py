@@ -82,7 +82,7 @@ def test_the_score_is_served_as_the_warehouse_holds_it(loans_run: Run) -> None:
         """,
     )
     assert len(rows) == 50
-    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+    with TestClient(create_app(loans_run.data)) as client:
         for branch, loan, score, band, version, as_of in rows:
             answer = client.get(f"/scores/{SCORE}/customers/{quote(store.customer_key([branch, loan]))}")
             assert answer.status_code == 200, answer.text
@@ -106,7 +106,7 @@ def test_its_features_are_served_as_the_warehouse_holds_them(loans_run: Run) -> 
         """,
     )
     assert any("," in branch + loan for branch, loan, *_ in rows), "no key is unusual, so this would check less"
-    with TestClient(create_app(loans_run.data / "generations")) as client:
+    with TestClient(create_app(loans_run.data)) as client:
         for branch, loan, amount, guarantor, approved, opened, canton, ratio in rows:
             customer_id = quote(store.customer_key([branch, loan]), safe="")
             answer = client.get(f"/customers/{customer_id}/features?score={SCORE}")

@@ -91,7 +91,7 @@ def test_features_are_published_with_the_scores_that_were_made_from_them(shop: S
     folder = shop.publish()
     assert shop.served() == folder
     expected = warehouse.rows(shop.connection, "select * from features.customer_features where customer_id = 1234")[0]
-    with TestClient(create_app(shop.where.generations)) as client:
+    with TestClient(create_app(shop.where.data)) as client:
         answer = client.get(f"/customers/1234/features?score={SCORE.name}").json()
     assert (answer["customer_id"], answer["as_of_date"], answer["model_version"]) == ("1234", "2024-05-06", 3)
     assert answer["features"] == {

@@ -59,7 +59,7 @@ def test_every_file_of_the_smallest_project_is_told_by_name() -> None:
 @pytest.mark.slow
 def test_the_smallest_project_runs_to_a_served_score(shop: Run) -> None:
     assert shop.code == 0, shop.printed
-    with TestClient(create_app(shop.data / "generations")) as client:
+    with TestClient(create_app(shop.data)) as client:
         answer = client.get("/scores/return_likelihood/customers/1").json()
     assert answer["as_of_date"] == str(TODAY)
     assert 0 <= answer["value"] <= 1 and answer["band"] in ("high", "low")

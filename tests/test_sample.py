@@ -70,7 +70,7 @@ def test_every_customer_of_the_newest_date_is_served_by_each_score(sample_run: R
         "select cast(household_id as varchar) from features.household_features where as_of_date = '2018-01-01'",
     )
     assert len(customers) > 2400
-    with TestClient(create_app(sample_run.data / "generations", sample_run.data / "reports")) as client:
+    with TestClient(create_app(sample_run.data)) as client:
         listed = {score["name"]: score["customers"] for score in client.get("/scores").json()["scores"]}
         assert listed == dict.fromkeys(LEAST, len(customers))
         for (customer,) in customers[::100]:
@@ -93,7 +93,7 @@ def fetched_by(page: str) -> list[str]:
 
 
 def test_the_drift_reports_are_linked_and_need_no_network(sample_run: Run) -> None:
-    with TestClient(create_app(sample_run.data / "generations", sample_run.data / "reports")) as client:
+    with TestClient(create_app(sample_run.data)) as client:
         index = client.get("/reports").text
         for score in LEAST:
             link = f"/reports/{score}/2018-01-01/drift.html"

@@ -169,7 +169,7 @@ def test_reasons_are_published_with_a_sentence_of_the_features_description(shop:
     project = Project(name="shop", today=date(2024, 5, 21), sources=(), scores=(score,))
     where = Paths(project=tmp_path, data=tmp_path)
     publish(shop, score, project, where)
-    with TestClient(create_app(where.generations)) as client:
+    with TestClient(create_app(where.data)) as client:
         answers = [client.get(f"/scores/leaving/customers/{customer}").json() for customer in range(8)]
         page = client.get("/pages/leaving?customer_id=3").text
     assert "probabilities" not in answers[0]
@@ -209,7 +209,7 @@ def test_a_category_is_published_and_shown_by_class(of_classes: tuple[Connection
     )[0]
     assert list(row["probabilities"]) == list(CLASSES)
     assert (row["band"], row["score"]) == max(row["probabilities"].items(), key=lambda pair: pair[1])
-    with TestClient(create_app(where.generations)) as client:
+    with TestClient(create_app(where.data)) as client:
         answer = client.get("/scores/leaving/customers/7").json()
         summary = client.get("/scores/leaving").json()
         page, overview = client.get("/pages/leaving?customer_id=7").text, client.get("/").text

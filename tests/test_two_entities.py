@@ -38,7 +38,7 @@ def test_each_id_is_looked_up_percent_encoded_whatever_signs_are_in_it(loans_run
         f"select ({', '.join(entity)}, score, band) from predictions.{score} where as_of_date = '2024-07-01'",
     )
     unusual = 0
-    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+    with TestClient(create_app(loans_run.data)) as client:
         for ((*key, value, band),) in rows:
             customer_id = store.customer_key(key)
             answer = client.get(f"/scores/{score}/customers/{quote(customer_id, safe='')}")
@@ -50,7 +50,7 @@ def test_each_id_is_looked_up_percent_encoded_whatever_signs_are_in_it(loans_run
 
 
 def test_an_account_is_looked_up_by_what_it_is_called_and_a_loan_by_its_parts(loans_run: Run) -> None:
-    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+    with TestClient(create_app(loans_run.data)) as client:
         for written, means in (("A73227%2CEUR", "A73227,EUR"), ("A73227,EUR", "A73227,EUR"), ("A73360~2", "A73360~2")):
             answer = client.get(f"/scores/expected_card_spend/customers/{written}").json()
             assert answer["customer_id"] == means
@@ -67,7 +67,7 @@ def test_an_account_is_looked_up_by_what_it_is_called_and_a_loan_by_its_parts(lo
 
 
 def test_an_id_of_the_other_entity_is_unknown_and_what_an_id_is_made_of_is_told(loans_run: Run) -> None:
-    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+    with TestClient(create_app(loans_run.data)) as client:
         account = client.get("/scores/default_risk/customers/A73360~2")
         assert account.status_code == 404
         assert account.json()["detail"].endswith("An id is branch_code,loan_no.")
@@ -76,7 +76,7 @@ def test_an_id_of_the_other_entity_is_unknown_and_what_an_id_is_made_of_is_told(
 
 
 def test_each_score_is_published_and_listed_with_its_entity(loans_run: Run) -> None:
-    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+    with TestClient(create_app(loans_run.data)) as client:
         listed = {score["name"]: score for score in client.get("/scores").json()["scores"]}
         assert {name: score["entity"] for name, score in listed.items()} == {
             name: entity for name, (entity, _) in ENTITIES.items()
@@ -93,7 +93,7 @@ def test_each_score_is_published_and_listed_with_its_entity(loans_run: Run) -> N
 
 
 def test_the_pages_ask_for_the_id_of_the_score_they_show(loans_run: Run) -> None:
-    with TestClient(create_app(loans_run.data / "generations", loans_run.data / "reports")) as client:
+    with TestClient(create_app(loans_run.data)) as client:
         overview = client.get("/").text
         for name, (entity, _) in ENTITIES.items():
             page = client.get(f"/pages/{name}").text
