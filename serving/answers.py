@@ -11,12 +11,59 @@ from serving.generation import CustomerScore, Generation
 PROBLEM = "application/problem+json"
 
 Freshness = Literal["fresh", "stale"]
+MOST_IDS = 1000  # that one lookup may ask for, and customers of one page
 
 
 class CustomerAnswer(CustomerScore, frozen=True, kw_only=True):
     """What a score says of one customer. The published JSON with what only the day of the request can tell."""
 
     stale: Annotated[bool, Meta(description="True once the as-of date is older than the score's owner allows.")]
+
+
+class CustomerScores(msgspec.Struct, frozen=True, kw_only=True):
+    """What all scores say of one customer."""
+
+    customer_id: Annotated[str, Meta(description="The id; parts of a composite key are joined by commas.")]
+    scores: Annotated[list[CustomerAnswer], Meta(description="Of each score that knows the customer, by name.")]
+
+
+class Lookup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The customers to look up in one call."""
+
+    ids: Annotated[
+        list[str | int],
+        Meta(min_length=1, max_length=MOST_IDS),
+    ]
+
+
+class LookupAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The scores of the customers that were asked for, all of one generation."""
+
+    score: str
+    generation: Annotated[str, Meta(description="The published bundle that this answer comes from.")]
+    scores: Annotated[list[CustomerAnswer], Meta(description="In the order of the ids, without those not known.")]
+    missing: Annotated[list[str], Meta(description="The ids that the score does not know, in their order.")]
+
+
+class RankedCustomer(CustomerScore, frozen=True, kw_only=True):
+    """A customer of the call list."""
+
+    rank: Annotated[int, Meta(description="The place in the list, the best first, from 1.")]
+    stale: Annotated[bool, Meta(description="True once the as-of date is older than the score's owner allows.")]
+
+
+class CallList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a score's customers, the best first."""
+
+    score: str
+    generation: Annotated[str, Meta(description="The published bundle that this page comes from.")]
+    band: Annotated[str | None, Meta(description="The band that was asked for; null: all customers.")]
+    total: Annotated[int, Meta(description="Customers in the list, over all its pages.")]
+    customers: list[RankedCustomer]
+    next: Annotated[
+        str | None,
+        Meta(description="The cursor of the next page, null on the last. It holds while the generation is served."),
+    ]
 
 
 class FeaturesAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +169,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: Annotated[int, Meta(examples=[404])]
     detail: Annotated[str, Meta(description="What is wrong, and what is possible.")]
     known_scores: Annotated[list[str] | None, Meta(description="Where a score or a customer is not known.")] = None
+    known_bands: Annotated[list[str] | None, Meta(description="Where a band of a score is not known.")] = None
     known_sources: Annotated[list[str] | None, Meta(description="Where a source of events is not known.")] = None
     known_versions: Annotated[list[int] | None, Meta(description="Where a version of a score is not known.")] = None
     errors: Annotated[list[EventFault] | None, Meta(description="Where events are wrong: the first faults.")] = None

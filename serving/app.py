@@ -14,34 +14,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from litestar import Litestar, MediaType, Request, Response, get
+from litestar import Litestar, Request, Response, get
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.openapi.spec import Components, Example, Tag
-from litestar.response.base import ASGIResponse
+from litestar.openapi.spec import Components, Tag
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.answers import PROBLEM, Alive, CustomerAnswer, Problem, Readiness, Scores, ScoreSummary
+from serving.answers import PROBLEM, Alive, Problem, Readiness
+from serving.call_list import call_list_handler
 from serving.callers import ANYBODY
 from serving.catalogue import Catalogue, Clock
+from serving.customers import customers_handlers
 from serving.docs import LocalSwagger, docs_router, openapi_document
 from serving.events import KEY_SETTING, SECURITY, PushedEvents, push_handler
-from serving.features import features_handlers
 from serving.lookups import (
-    NOT_SERVED,
-    UNKNOWN,
-    UNKNOWN_SCORE,
-    CustomerId,
-    ScoreName,
-    id_as_sent,
-    served_score,
     short,
-    unknown_customer,
 )
 from serving.pages import pages
+from serving.scores import scores_handlers
 from serving.versions import performance_handler, versions_handlers
 
 log = logging.getLogger("serving")
@@ -51,57 +43,9 @@ ABOUT = """Scores of customers, looked up by customer id.
 Answers come from published, verified generations: `generation` and `as_of_date` say from which.
 `stale` says that a score is older than its owner allows. Events that applications push are kept for the next load."""
 
-_EXAMPLE = Example(
-    summary="A customer",
-    value=msgspec.json.decode(
-        b"""{"score": "churn", "customer_id": "4711", "value": 0.8312, "band": "high", "reasons": [
-        {"feature": "days_since_last_visit", "value": "41", "contribution": 0.914,
-         "text": "Days since the last visit: 41, which raises the score."},
-        {"feature": "visits_28d_count", "value": "3", "contribution": -0.127,
-         "text": "Visits in the last 28 days: 3, which lowers the score."}],
-        "as_of_date": "2024-03-04", "model_version": 3, "generation": "20240305T060000Z-v3",
-        "scored_at": "2024-03-05T05:58:12Z", "stale": false}"""
-    ),
-)
 
-
-def api(catalogue: Catalogue, reports: Path) -> list[HTTPRouteHandler]:
-    """The handlers of the API over a catalogue and a folder of reports."""
-
-    @get("/scores", sync_to_thread=False, tags=["scores"], summary="All scores")
-    def list_scores() -> Scores:
-        return Scores(scores=[served.summary() for served in catalogue.scores.values()])
-
-    @get(
-        "/scores/{score:str}",
-        sync_to_thread=False,
-        tags=["scores"],
-        summary="One score",
-        responses={404: UNKNOWN_SCORE, 503: NOT_SERVED},
-    )
-    def one_score(score: ScoreName) -> ScoreSummary:
-        return served_score(catalogue, score).summary()
-
-    @get(
-        "/scores/{score:str}/customers/{customer_id:path}",
-        sync_to_thread=False,
-        tags=["scores"],
-        summary="The score of one customer",
-        responses={
-            200: ResponseSpec(
-                CustomerAnswer, generate_examples=False, description="The customer's score.", examples=[_EXAMPLE]
-            ),
-            404: UNKNOWN,
-            503: NOT_SERVED,
-        },
-    )
-    def one_customer(request: Request[Any, Any, Any], score: ScoreName, customer_id: CustomerId) -> ASGIResponse:
-        served = served_score(catalogue, score)
-        customer_id = id_as_sent(request, 4)
-        body = served.customer(customer_id)
-        if body is None:
-            unknown_customer(served, customer_id)
-        return ASGIResponse(body=body, media_type=MediaType.JSON)
+def health_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
+    """The handlers that tell how the server is."""
 
     @get("/health/live", sync_to_thread=False, tags=["health"], summary="Does the process answer?")
     def live() -> Alive:
@@ -120,8 +64,7 @@ def api(catalogue: Catalogue, reports: Path) -> list[HTTPRouteHandler]:
         readiness = catalogue.readiness()
         return Response(readiness, status_code=503 if readiness.status == "unavailable" else 200)
 
-    performance = performance_handler(catalogue, reports)
-    return [list_scores, one_score, performance, one_customer, *features_handlers(catalogue), live, ready]
+    return [live, ready]
 
 
 def create_app(
@@ -149,7 +92,11 @@ def create_app(
 
     app = Litestar(
         route_handlers=[
-            *api(catalogue, reports),
+            *scores_handlers(catalogue),
+            call_list_handler(catalogue),
+            *customers_handlers(catalogue),
+            performance_handler(catalogue, reports),
+            *health_handlers(catalogue),
             *versions_handlers(catalogue, reports),
             push_handler(pushed),
             openapi_document,
@@ -167,6 +114,7 @@ def create_app(
             components=Components(security_schemes=dict(SECURITY)),
             tags=[
                 Tag(name="scores", description="What is served"),
+                Tag(name="customers", description="What scores say of customers"),
                 Tag(name="models", description="The versions behind the scores, with their model cards"),
                 Tag(name="events", description="What applications tell"),
                 Tag(name="health", description="How the server is"),
@@ -223,6 +171,9 @@ def _problem(problem: Problem, headers: dict[str, str] | None = None) -> Respons
 def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
     extra = error.extra if isinstance(error.extra, dict) else {}
     detail = error.detail
+    if isinstance(error.extra, list):  # Litestar's: what is wrong with the parameters or the body
+        told = [f"{one.get('key', 'body')}: {one.get('message', 'is wrong')}" for one in error.extra]
+        detail = f"{'; '.join(told)}."
     if error.status_code == 404 and not extra and detail == "Not Found":
         detail = f"Nothing is at {short(request.scope['path'])}. /docs describes the API, /scores lists the scores."
     headers = dict(error.headers or {})
@@ -236,6 +187,7 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
             status=error.status_code,
             detail=detail,
             known_scores=extra.get("known_scores"),
+            known_bands=extra.get("known_bands"),
             known_sources=extra.get("known_sources"),
             known_versions=extra.get("known_versions"),
             errors=extra.get("errors"),

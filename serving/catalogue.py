@@ -9,15 +9,16 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from serving.answers import FeaturesAnswer, Readiness, ScoreReadiness, ScoreSummary, summarise
+from serving.revalidation import Validators
 from serving.store import CorruptGeneration, Store, current, open_store, published_scores
 
 log = logging.getLogger("serving")
@@ -49,25 +50,51 @@ class Served:
         stored = self.store.get(customer_id)
         if stored is None:
             return None
-        if self._clock() >= self._next_day:
-            self._begin_day()
+        self._keep_up()
         return stored[:-1] + self._tail
+
+    def customers(self, ids: Sequence[str]) -> tuple[list[bytes], list[str]]:
+        """The JSON of a `CustomerAnswer` for each id that is known, in their order, and the ids that are not."""
+        self._keep_up()
+        tail, found, missing = self._tail, [], []
+        for customer_id, stored in zip(ids, self.store.get_many(ids), strict=True):
+            if stored is None:
+                missing.append(customer_id)
+            else:
+                found.append(stored[:-1] + tail)
+        return found, missing
+
+    def ranked(self, band: str | None, start: int, count: int) -> list[bytes]:
+        """The JSON of a `RankedCustomer` for each of `count` places from `start`, counted from 0, of the call list."""
+        self._keep_up()
+        return [
+            b'{"rank":%d,' % place + stored[1:-1] + self._tail
+            for place, stored in enumerate(self.store.ranked(band, start, count), start + 1)
+        ]
+
+    @property
+    def validators(self) -> Validators:
+        """What tells today's answers from those of before."""
+        self._keep_up()
+        return self._validators
 
     def features(self, customer_id: str) -> bytes | None:
         """The JSON of a `FeaturesAnswer`: the stored values, not decoded, behind the names of their features."""
         stored = self.store.features(customer_id)
         if stored is None:
             return None
-        if self._clock() >= self._next_day:
-            self._begin_day()
+        self._keep_up()
         values = msgspec.json.decode(stored, type=list[msgspec.Raw])
         named = chain.from_iterable(zip(self._names, values, strict=True))
         return b"".join([self._before_id, msgspec.json.encode(customer_id), self._after_id, *named, b"}}"])
 
     def summary(self) -> ScoreSummary:
+        self._keep_up()
+        return self._summary
+
+    def _keep_up(self) -> None:
         if self._clock() >= self._next_day:
             self._begin_day()
-        return self._summary
 
     def _begin_day(self) -> None:
         now, today = self._clock(), self.generation.today
@@ -75,6 +102,11 @@ class Served:
         self._summary = summarise(self.generation, today or datetime.fromtimestamp(now, UTC).date())
         stale = self._summary.freshness == "stale"
         self._tail = b',"stale":' + msgspec.json.encode(stale) + b"}"
+        changed_at = self.generation.published_at
+        if stale:  # which it has been since the day after its last fresh one
+            since = datetime.combine(self._summary.fresh_until + timedelta(days=1), datetime.min.time(), UTC)
+            changed_at = max(changed_at, since)
+        self._validators = Validators(f"{self.name}{'-stale' if stale else ''}", changed_at)
         answer = FeaturesAnswer(
             score=self.generation.score,
             customer_id="",

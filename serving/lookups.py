@@ -9,6 +9,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
 from serving.answers import PROBLEM, Problem
+from serving.callers import caller_of
 from serving.catalogue import Catalogue, Served
 
 ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
@@ -30,13 +31,14 @@ UNKNOWN = problem_spec("The score or the customer is not known; `detail` says wh
 NOT_SERVED = problem_spec("What is published of the score is damaged; `detail` says which file and how.")
 
 
-def served_score(catalogue: Catalogue, score: str) -> Served:
-    """What is served of a score. Raises the problem to answer with if nothing is."""
+def served_score(catalogue: Catalogue, score: str, request: Request[Any, Any, Any]) -> Served:
+    """What is served of a score to who asks. Raises the problem to answer with if nothing is."""
+    caller = caller_of(request.scope)
     served = catalogue.scores.get(score)
-    if served is not None:
+    if served is not None and caller.may_see(score):
         return served
-    known = list(catalogue.scores)
-    if fault := catalogue.faults.get(score):
+    known = [name for name in catalogue.scores if caller.may_see(name)]
+    if caller.may_see(score) and (fault := catalogue.faults.get(score)):
         detail = f"Score '{score}' cannot be served: {fault}. Publish anew or roll back."
         raise ServiceUnavailableException(detail=detail, extra={"known_scores": known})
     detail = f"Unknown score '{short(score)}'. Known scores: {', '.join(known) or 'none yet'}."

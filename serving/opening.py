@@ -1,6 +1,6 @@
 """Opening a generation for lookups, which verifies it: what `serving.store` wrote, read back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -36,6 +36,13 @@ class Store:
         """The JSON of a customer, None if there is none; no id is bad enough to raise."""
         return _value(self._environment, customer_id)
 
+    def get_many(self, ids: Sequence[str]) -> list[bytes | None]:
+        """The JSON of each of many customers, None for one that there is not, all read at one moment."""
+        keys = [_key(customer_id) for customer_id in ids]
+        with self._environment.begin() as transaction:
+            get = transaction.get
+            return [None if key is None else get(key) for key in keys]
+
     def features(self, customer_id: str) -> bytes | None:
         """The JSON array of a customer's features, None if there is no such customer or no features at all."""
         return None if self._features is None else _value(self._features, customer_id)
@@ -63,15 +70,21 @@ class Store:
 
 
 def _value(environment: lmdb.Environment, customer_id: str) -> bytes | None:
-    try:
-        key = customer_id.encode()
-    except UnicodeEncodeError:
-        return None
-    if not 0 < len(key) <= LONGEST_ID:
+    key = _key(customer_id)
+    if key is None:
         return None
     with environment.begin() as transaction:
         found: bytes | None = transaction.get(key)
     return found
+
+
+def _key(customer_id: str) -> bytes | None:
+    """The key of a customer, None for an id that can be none."""
+    try:
+        key = customer_id.encode()
+    except UnicodeEncodeError:
+        return None
+    return key if 0 < len(key) <= LONGEST_ID else None
 
 
 def open_store(folder: Path) -> Store:

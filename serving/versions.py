@@ -79,8 +79,8 @@ def performance_handler(catalogue: Catalogue, reports: Path) -> HTTPRouteHandler
         summary="What was promised of a score, and what was realised",
         responses={404: UNTOLD, 503: NOT_SERVED},
     )
-    async def performance(score: ScoreName) -> Performance:
-        served_score(catalogue, score)
+    async def performance(request: Request[Any, Any, Any], score: ScoreName) -> Performance:
+        served_score(catalogue, score, request)
         found = await asyncio.to_thread(read_performance, reports, score)
         if found is None:
             raise NotFoundException(detail=f"Nothing is told of the performance of '{score}' yet: the next run does.")

@@ -275,10 +275,13 @@ def test_the_docs_refer_to_nothing_outside(client: Client) -> None:
     assert set(client.get("/openapi.json").json()["paths"]) == {
         "/scores",
         "/scores/{score}",
+        "/scores/{score}/customers",
         "/scores/{score}/customers/{customer_id}",
+        "/scores/{score}/lookup",
         "/scores/{score}/performance",
         "/scores/{score}/versions",
         "/scores/{score}/versions/{version}",
+        "/customers/{customer_id}",
         "/customers/{customer_id}/features",
         "/events/{source}",
         "/health/live",
@@ -375,8 +378,7 @@ def test_features_turn_stale_with_their_score(root: Path) -> None:
             "Generation g1 of score 'upsell' was published without features; the next one that is published has them.",
             False,
         ),
-        ("/customers/1", 404, "Nothing is at /customers/1.", False),
-        ("/customers/1/featuresx?score=churn", 404, "Nothing is at /customers/1/featuresx.", False),
+        ("/customers/1/featuresx?score=churn", 404, "Unknown customer '1/featuresx': no score knows it", True),
     ],
 )
 def test_what_is_wrong_with_a_request_for_features_is_told(

@@ -1,4 +1,4 @@
-"""GET /customers/{customer_id}/features: the features that a customer's score was made from, as models read them."""
+"""GET /customers/{customer_id}: what all scores say of a customer; /features: what one of them was made from."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.response.base import ASGIResponse
 
-from serving.answers import FeaturesAnswer
+from serving.answers import CustomerScores, FeaturesAnswer
+from serving.callers import caller_of
 from serving.catalogue import Catalogue
 from serving.lookups import (
     NOT_SERVED,
@@ -20,9 +21,9 @@ from serving.lookups import (
     id_as_sent,
     problem_spec,
     served_score,
-    short,
     unknown_customer,
 )
+from serving.scores import all_scores_of
 
 ENDING = b"/features"
 
@@ -37,15 +38,15 @@ _EXAMPLE = Example(
 )
 
 
-def features_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
-    """The handlers of the customers' features over a catalogue."""
+def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
+    """The handlers of customers over a catalogue."""
 
     def answer(request: Request[Any, Any, Any], score: str | None) -> ASGIResponse:
         if not score:
-            known = list(catalogue.scores)
+            known = [name for name in catalogue.scores if caller_of(request.scope).may_see(name)]
             detail = f"Of which score? Ask with ?score=<name>. Known scores: {', '.join(known) or 'none yet'}."
             raise ValidationException(detail=detail, extra={"known_scores": known})
-        served = served_score(catalogue, score)
+        served = served_score(catalogue, score, request)
         if not served.generation.features:
             detail = (
                 f"Generation {served.name} of score '{score}' was published without features; the next one that is"
@@ -61,7 +62,7 @@ def features_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
     @get(
         "/customers/{customer_id:str}/features",
         sync_to_thread=False,
-        tags=["scores"],
+        tags=["customers"],
         summary="The features of one customer",
         responses={
             200: ResponseSpec(
@@ -78,12 +79,25 @@ def features_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
     def customer_features(request: Request[Any, Any, Any], customer_id: CustomerId, score: ScoreName) -> ASGIResponse:
         return answer(request, score)
 
+    @get(
+        "/customers/{customer_id:str}",
+        sync_to_thread=False,
+        tags=["customers"],
+        summary="All scores of one customer",
+        responses={
+            200: ResponseSpec(CustomerScores, generate_examples=False, description="What each score says, by name."),
+            404: problem_spec("No score knows the customer; `known_scores` lists those that were asked."),
+        },
+    )
+    def all_scores(request: Request[Any, Any, Any], customer_id: CustomerId) -> ASGIResponse:
+        return all_scores_of(catalogue, request, id_as_sent(request, 2))
+
     # An id may have slashes, and a path parameter that takes them is always the last. Where there is one the router
-    # sends it all ids, so that the handler above is what describes the endpoint, and this is what answers.
+    # sends it all ids, so that the handlers above are what describes the endpoints, and this is what answers.
     @get("/customers/{rest:path}", sync_to_thread=False, include_in_schema=False)
     def customer_with_slashes(request: Request[Any, Any, Any], rest: str, score: str | None = None) -> ASGIResponse:
-        if not request.scope["raw_path"].partition(b"?")[0].endswith(ENDING):
-            raise NotFoundException(detail=f"Nothing is at {short(request.scope['path'])}.")
-        return answer(request, score)
+        if request.scope["raw_path"].partition(b"?")[0].endswith(ENDING):
+            return answer(request, score)
+        return all_scores_of(catalogue, request, id_as_sent(request, 2))
 
-    return [customer_features, customer_with_slashes]
+    return [customer_features, all_scores, customer_with_slashes]
