@@ -32,6 +32,7 @@ from serving.events import KEY_SETTING, SECURITY, PushedEvents, push_handler
 from serving.lookups import (
     short,
 )
+from serving.openapi import operation_id
 from serving.pages import pages
 from serving.scores import scores_handlers
 from serving.versions import performance_handler, versions_handlers
@@ -109,6 +110,7 @@ def create_app(
             title="Scorehouse",
             version=version("scorehouse"),
             description=ABOUT,
+            operation_id_creator=operation_id,
             openapi_router=docs_router(),
             render_plugins=[LocalSwagger()],
             components=Components(security_schemes=dict(SECURITY)),

@@ -11,6 +11,8 @@ from litestar.response.base import ASGIResponse
 from litestar.serialization import encode_json
 from swagger_ui_bundle import swagger_ui_path
 
+from serving.openapi import mended
+
 FILES = {  # what /docs/files/ serves of the package
     "swagger-ui.css": "text/css",
     "swagger-ui-bundle.js": "text/javascript",
@@ -99,7 +101,7 @@ def docs_file(request: Request[Any, Any, Any], name: str) -> ASGIResponse:
 @get("/openapi.json", sync_to_thread=False, include_in_schema=False)
 def openapi_document(request: Request[Any, Any, Any]) -> ASGIResponse:
     """The OpenAPI document."""
-    return ASGIResponse(body=encode_json(request.app.openapi_schema.to_schema()), media_type=MediaType.JSON)
+    return ASGIResponse(body=encode_json(mended(request.app.openapi_schema.to_schema())), media_type=MediaType.JSON)
 
 
 def docs_router() -> Router:

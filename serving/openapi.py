@@ -1,0 +1,49 @@
+"""The OpenAPI document: Litestar's, mended where other readers stumble, so that a generator makes a working client."""
+
+from typing import Any
+
+from litestar.handlers import HTTPRouteHandler
+
+from serving.answers import PROBLEM
+
+_PROBLEM = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+def operation_id(handler: HTTPRouteHandler, *_: object) -> str:
+    """The name of an operation, which generated clients call it by: that of its handler."""
+    return handler.handler_name
+
+
+def mended(document: dict[str, Any]) -> dict[str, Any]:
+    """The document, in which every error is a problem, and all schemas are such as most generators read."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            answer = operation.get("responses", {}).get("400")
+            if answer is not None and PROBLEM not in answer["content"]:
+                answer.update(description="A parameter can't be read; `detail` says which.", content=_PROBLEM)
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                if "title" in content.get("schema", {}):  # by its name a client can make it
+                    name = content["schema"]["title"]
+                    document["components"]["schemas"][name] = content["schema"]
+                    content["schema"] = {"$ref": f"#/components/schemas/{name}"}
+    _mend(document)
+    return document
+
+
+def _mend(node: Any) -> None:
+    if isinstance(node, list):
+        for one in node:
+            _mend(one)
+    if not isinstance(node, dict):
+        return
+    kinds = node.get("type")
+    if isinstance(kinds, list) and "null" in kinds:  # an enum or null, which generators read as three types
+        node.pop("type")
+        values = [value for value in node.pop("enum", []) if value is not None]
+        (kind,) = (kind for kind in kinds if kind != "null")
+        node["oneOf"] = [{"type": kind, **({"enum": values} if values else {})}, {"type": "null"}]
+    if "prefixItems" in node:  # a pair of alike: older readers know `items` alone
+        pair = node.pop("prefixItems")
+        node.update(items=pair[0], minItems=len(pair), maxItems=len(pair))
+    for value in node.values():
+        _mend(value)
