@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import msgspec
 from litestar import Request, Response, get
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Schema
@@ -21,7 +21,6 @@ from serving.answers import MOST_IDS, CallList, RankedCustomer
 from serving.catalogue import Catalogue, Served
 from serving.lookups import (
     NOT_SERVED,
-    UNKNOWN_SCORE,
     ScoreName,
     id_as_sent,
     problem_spec,
@@ -85,8 +84,7 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         operation_class=_ListOperation,
         responses={
             200: ResponseSpec(CallList, generate_examples=False, description="A page of the list."),
-            400: problem_spec("The band is not known, or limit or cursor can't be read; `detail` says which."),
-            404: UNKNOWN_SCORE,
+            404: problem_spec("Score or band are not known, or the cursor is none of this list; `detail` says which."),
             410: problem_spec("The cursor is of a generation that is not served any more: begin anew without it."),
             503: NOT_SERVED,
         },
@@ -138,7 +136,7 @@ def _size(served: Served, band: str | None) -> int:
     if band not in counts:
         known = list(counts)
         detail = f"Unknown band '{short(band)}' of score '{served.generation.score}'."
-        raise ValidationException(
+        raise NotFoundException(
             detail=f"{detail} Known bands: {', '.join(known) or 'it has none'}.", extra={"known_bands": known}
         )
     return counts[band]
@@ -154,7 +152,7 @@ def _place(served: Served, text: str, band: str | None) -> tuple[str | None, int
         padded = text.encode("ascii") + b"=" * (-len(text) % 4)
         cursor = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=_Cursor)
     except (ValueError, binascii.Error, msgspec.MsgspecError):
-        raise ValidationException(detail=f"'{short(text)}' is no cursor of this list; take `next` as it is.") from None
+        raise NotFoundException(detail=f"'{short(text)}' is no cursor of this list; take `next` as it is.") from None
     if cursor.generation != served.name:
         raise ListChanged(
             detail=f"The list of generation {short(cursor.generation)} is not served any more, {served.name} is:"
@@ -162,9 +160,9 @@ def _place(served: Served, text: str, band: str | None) -> tuple[str | None, int
         )
     if band is not None and band != cursor.band:
         of_band = f"band '{short(cursor.band)}'" if cursor.band is not None else "all customers"
-        raise ValidationException(detail=f"The cursor is of {of_band}, not of band '{short(band)}': begin anew.")
+        raise NotFoundException(detail=f"The cursor is of {of_band}, not of band '{short(band)}': begin anew.")
     if not 0 <= cursor.start <= _size(served, cursor.band):
-        raise ValidationException(detail=f"'{short(text)}' is no cursor of this list; take `next` as it is.")
+        raise NotFoundException(detail=f"'{short(text)}' is no cursor of this list; take `next` as it is.")
     return cursor.band, cursor.start
 
 

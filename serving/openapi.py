@@ -42,6 +42,9 @@ def _mend(node: Any) -> None:
         values = [value for value in node.pop("enum", []) if value is not None]
         (kind,) = (kind for kind in kinds if kind != "null")
         node["oneOf"] = [{"type": kind, **({"enum": values} if values else {})}, {"type": "null"}]
+    choices = node.get("oneOf", [])
+    if {"type": "integer"} in choices and {"type": "number"} in choices:  # an integer would be one of both
+        choices.remove({"type": "integer"})
     if "prefixItems" in node:  # a pair of alike: older readers know `items` alone
         pair = node.pop("prefixItems")
         node.update(items=pair[0], minItems=len(pair), maxItems=len(pair))
