@@ -29,6 +29,7 @@ from serving.lookups import (
     unknown_customer,
 )
 
+FORMS = ["application/json", "text/csv"]  # what an Accept header may ask for
 COLUMNS = ("rank", "customer_id", "value", "band", "percentile", "as_of_date", "stale", "model_version", "generation")
 
 encode = msgspec.json.encode
@@ -65,10 +66,10 @@ Band = Annotated[
     str | None, Parameter(description="The customers of this band alone; of a category the name of a class.")
 ]
 Limit = Annotated[int, Parameter(ge=1, le=MOST_IDS, description="Customers on a page.")]
-After = Annotated[str | None, Parameter(query="cursor", description="`next` of the page before, as it is.")]
+After = Annotated[str | None, Parameter(description="`next` of the page before, as it is.")]
 Form = Annotated[
     Literal["json", "csv"] | None,
-    Parameter(query="format", description="The form of the answer; if it is not said, the Accept header decides."),
+    Parameter(description="The form of the answer; if it is not said, the Accept header decides."),
 ]
 
 
@@ -94,15 +95,15 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         score: ScoreName,
         band: Band = None,
         limit: Limit = 100,
-        after: After = None,
-        form: Form = None,
+        cursor: After = None,
+        format: Form = None,
     ) -> Response[Any]:
         served = served_score(catalogue, score, request)
         if request.scope["raw_path"].partition(b"?")[0].endswith(b"/"):
             # Somebody looks up an id that is empty, and is not to be sent all others.
             unknown_customer(served, id_as_sent(request, 4))
-        if after is not None:
-            band, start = _place(served, after, band)
+        if cursor is not None:
+            band, start = _place(served, cursor, band)
         else:
             start = 0
         total = _size(served, band)
@@ -111,11 +112,9 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         next_page = _text(_Cursor(served.name, band, end)) if end < total else None
         headers = {}
         if next_page is not None:
-            asked = {"cursor": next_page, "limit": limit} | ({"format": form} if form else {})
+            asked = {"cursor": next_page, "limit": limit} | ({"format": format} if format else {})
             headers["Link"] = f'<{request.scope["path"]}?{urlencode(asked)}>; rel="next"'
-        if form == "csv" or (
-            form is None and request.accept.best_match(["application/json", "text/csv"]) == "text/csv"
-        ):
+        if (format or request.accept.best_match(FORMS)) in ("csv", "text/csv"):
             return Response(_csv(rows), media_type="text/csv", headers=headers | {"Vary": "Accept"})
         told = [
             b'{"score":%b,"generation":%b,"band":%b,"total":%d,"customers":['
