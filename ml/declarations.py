@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ml.metrics import Kind
-from ml.scores import Feature, Score, named, read_score
+from ml.scores import Feature, Score, WhenStale, named, read_score
 from ml.sources import Api, Rule, Source, read_sources
 from ml.strictness import DeclarationError, Faults, Node, find_alike
 
@@ -24,6 +24,7 @@ __all__ = [
     "Rule",
     "Score",
     "Source",
+    "WhenStale",
     "read_project",
 ]
 

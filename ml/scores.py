@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -27,6 +27,7 @@ SCORE_KEYS: dict[str, type] = {
     "gate": list,
     "bands": dict,
     "fresh_for": str,
+    "when_stale": str,
     "exclude": list,
     **LEARNING_KEYS,
     "reasons": dict,
@@ -40,12 +41,14 @@ SCORE_EXAMPLES = {
     "gate": "[roc_auc >= 0.80]",
     "bands": "{high: 0.6, low: 0.0}",
     "fresh_for": "8 days",
+    "when_stale": "refuse",
     "exclude": "[postcode]",
     **LEARNING_EXAMPLES,
     "reasons": "{top: 3, bands: [high]}",
     "retrain": "{every: 4 weeks, cooldown: 7 days}",
 }
-OPTIONAL_KEYS = ("bands", "exclude", *LEARNING_KEYS, "reasons", "retrain")
+OPTIONAL_KEYS = ("bands", "when_stale", "exclude", *LEARNING_KEYS, "reasons", "retrain")
+WhenStale = Literal["serve", "refuse"]
 TEXTS = ("varchar", "text", "char", "string", "bpchar", "enum")
 LABEL_COLUMNS = ("label", "matures_on")
 # Columns of the tables of predictions, which an entity's own stand beside.
@@ -89,6 +92,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     gate: tuple[str, ...]
     bands: dict[str, float]
     fresh_for_days: float
+    when_stale: WhenStale = "serve"
     learning: Learning = Learning()
     explained: Explained = Explained()
     retrain: Retrain | None = None
@@ -133,6 +137,9 @@ def read_score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Fau
     gate = _gate(declared["gate"], kind, where, faults) if "gate" in declared else ()
     bands = _bands(declared.get("bands"), kind, where, faults)
     fresh_for_days = days(declared["fresh_for"], f"{where}: fresh_for", faults) if "fresh_for" in declared else 0.0
+    when_stale = declared.get("when_stale", "serve")
+    if when_stale not in get_args(WhenStale):
+        faults.append(f"{where}: when_stale is '{when_stale}' (possible: {', '.join(get_args(WhenStale))})")
     features = _model("features", declared, node, manifest, where, folder, faults)
     label = _model("label", declared, node, manifest, where, folder, faults)
     keys = _keys(features, folder, faults) if features else None
@@ -177,6 +184,7 @@ def read_score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Fau
         gate=gate,
         bands=bands,
         fresh_for_days=fresh_for_days,
+        when_stale=when_stale,
         learning=learning,
         explained=explained,
         retrain=retrain,

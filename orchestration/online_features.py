@@ -8,6 +8,7 @@ from datetime import date, datetime
 
 from ml.declarations import Feature, Score
 from orchestration import versions, warehouse
+from orchestration.published_rows import ROWS
 from orchestration.scoring import feature_rows, made_from
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
@@ -35,28 +36,38 @@ def online_features(connection: Connection, score: Score, read: Collection[str])
     return tuple(features)
 
 
-def refuse_unscored(connection: Connection, score: Score, version: int, newest: date) -> None:
-    """Raises `ScoringError` if the features of an as-of date are not those that its predictions were made from."""
+def scored_features(connection: Connection, score: Score, version: int, newest: date) -> str:
+    """A hash of the features of an as-of date, all that its predictions were made from.
+
+    Raises `ScoringError` if they are others now.
+    """
     day = newest.date() if isinstance(newest, datetime) else newest
     as_of = warehouse.name(score.as_of)
     found = made_from(connection, score, f"{feature_rows(score)} where {as_of}::date = date '{day}'")
     scored = versions.scored_dates(connection, score, version).get(day)
-    if [row["made_from"] for row in found] != [scored]:
+    if scored is None or [row["made_from"] for row in found] != [scored]:
         raise ScoringError(
             f"score '{score.name}': the rows of {score.features} at {day} are not those that were scored;"
             f" materialize predictions/{score.name} first"
         )
+    return scored
 
 
 def json_features(
     connection: Connection, features: Sequence[Feature], key: str, of_rows: str
 ) -> Generator[tuple[str, bytes], None, None]:
     """The (id, JSON array of the features' values) of each customer, sorted by id, streamed from the warehouse."""
-    array = ", ".join(json_value(warehouse.name(feature.name), feature.data_type) for feature in features)
-    query = f"select {key} as customer_key, encode(json_array({array})::varchar) as content {of_rows} order by 1"
-    with warehouse.batches(connection, query) as batches:
+    # By place, since a feature may be called as the key here is. Sorted before it becomes JSON, which is larger.
+    columns = ", ".join(f"{warehouse.name(feature.name)} as _{place}" for place, feature in enumerate(features))
+    array = ", ".join(json_value(f"_{place}", feature.data_type) for place, feature in enumerate(features))
+    query = f"""
+        select customer_key, encode(json_array({array})::varchar)
+        from (select {key} as customer_key, {columns} {of_rows} order by 1)
+    """
+    with warehouse.batches(connection, query, ROWS) as batches:
         for batch in batches:
-            yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+            ids, contents = (column.to_numpy(zero_copy_only=False).tolist() for column in batch.columns)
+            yield from zip(ids, contents, strict=True)
 
 
 def json_value(column: str, data_type: str) -> str:

@@ -1,7 +1,6 @@
 """Whether what is published is what the warehouse holds: counted, and compared value by value for a sample."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,31 +29,28 @@ class PublishedDiffers(RuntimeError):
         self.columns = dict(columns)
 
 
-def compare(connection: Connection, score: Score, folder: Path, key: str, of_rows: str, of_features: str) -> int:
-    """Compares a generation with the warehouse; gives how many customers were looked up.
+def compare(connection: Connection, score: Score, opened: "Store", key: str, of_rows: str, of_features: str) -> int:
+    """Compares an open generation with the warehouse; gives how many customers were looked up.
 
     All customers are counted on both sides. Of a sample, the same each time, score, band and every feature are looked
     up as applications do, read as models do, and compared by type with the warehouse's own Arrow, which no JSON has
     been made of. `of_rows` and `of_features` are SQL, `from … where …`, of the predictions and of the features; `key`
     is SQL of the customer's id. Raises `PublishedDiffers` with all columns that differ.
     """
-    from serving import store
-
-    with store.open_store(folder) as opened:  # which has counted both files
-        published = opened.generation.rows
-        scored, with_features = (
-            warehouse.one(connection, f"select count(*) {of_them}")[0] for of_them in (of_rows, of_features)
+    name, published = opened.generation.generation, opened.generation.rows  # both files were counted at opening
+    scored, with_features = (
+        warehouse.one(connection, f"select count(*) {of_them}")[0] for of_them in (of_rows, of_features)
+    )
+    if not published == scored == with_features:
+        raise PublishedDiffers(
+            f"score '{score.name}': {published} customers are in generation {name}, but the warehouse has"
+            f" {scored} scores and the features of {with_features}",
+            {},
         )
-        if not published == scored == with_features:
-            raise PublishedDiffers(
-                f"score '{score.name}': {published} customers are in generation {folder.name}, but the warehouse has"
-                f" {scored} scores and the features of {with_features}",
-                {},
-            )
-        features = [feature.name for feature in opened.generation.features]
-        held = _held(connection, score, key, features, of_rows, of_features)
-        ids = held[0].to_pylist()
-        found = _looked_up(opened, score, ids)
+    features = [feature.name for feature in opened.generation.features]
+    held = _held(connection, score, key, features, of_rows, of_features)
+    ids = held[0].to_pylist()
+    found = _looked_up(opened, score, ids)
     told, columns = [], {}
     for column, ours, theirs in zip((*RESULTS, *features), found, held[1:], strict=True):
         if places := _differing(ours, theirs):
@@ -64,7 +60,7 @@ def compare(connection: Connection, score: Score, folder: Path, key: str, of_row
             )
             columns[column] = len(places)
     if told:
-        differ = f"score '{score.name}': generation {folder.name} is not what the warehouse holds: {'; '.join(told)}"
+        differ = f"score '{score.name}': generation {name} is not what the warehouse holds: {'; '.join(told)}"
         raise PublishedDiffers(differ, columns)
     return len(ids)
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,28 +19,30 @@ from orchestration import warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.judging import current_champion
 from orchestration.model_files import load_card, model_folder
-from orchestration.online_features import json_features, online_features, refuse_unscored
+from orchestration.online_features import json_features, online_features, scored_features
 from orchestration.parity import PublishedDiffers, compare
-from orchestration.project import Paths
+from orchestration.project import Paths, ProjectError
+from orchestration.published_rows import customers, newest_predictions, published_key, ranking
 from orchestration.scoring import feature_rows, what_scores
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
-    from serving.store import Generation
+    from serving.store import Generation, Store
 
+KEEP_SETTING = "SCOREHOUSE_KEEP_GENERATIONS"
 KEPT_GENERATIONS = 3
 
 
-def published_key(score: Score) -> str:
-    """SQL of the customer's id as applications write it: the key as the warehouse writes it as text.
-
-    Parts of a composite key are joined as `serving.store.customer_key` joins texts.
-    """
-    texts = [f"cast({warehouse.name(column)} as varchar)" for column in score.entity]
-    if len(texts) == 1:
-        return texts[0]
-    return " || ',' || ".join(f"replace(replace({text}, '~', '~0'), ',', '~1')" for text in texts)
+def kept_generations() -> int:
+    """How many generations of a score are kept. Raises `ProjectError` if the setting is no such number."""
+    setting = os.environ.get(KEEP_SETTING) or str(KEPT_GENERATIONS)
+    if not re.fullmatch("[0-9]{1,9}", setting) or not int(setting):
+        raise ProjectError(
+            f"{KEEP_SETTING} is {setting!r}, not a whole number from 1 on: how many generations of a score are kept to"
+            " roll back to, with the one that is served"
+        )
+    return int(setting)
 
 
 def publish(connection: Connection, score: Score, project: Project, where: Paths) -> dict[str, Any]:
@@ -52,43 +56,38 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     """
     from serving import store
 
+    keep, key = kept_generations(), published_key(score)
     champion = current_champion(connection, score)
     if not warehouse.exists(connection, "predictions", score.name):
         raise ScoringError(f"score '{score.name}': has no predictions yet; materialize predictions/{score.name} first")
     version = champion["version"]
     predictions = warehouse.name("predictions", score.name)
-    (newest,) = warehouse.one(connection, f"select max(as_of_date) from {predictions} where model_version = {version}")
-    if newest is None:
+    (day,) = warehouse.one(connection, f"select max(as_of_date) from {predictions} where model_version = {version}")
+    if day is None:
         raise ScoringError(
             f"score '{score.name}': version {version} has scored nobody; are there rows in {score.features}"
             f" after {champion['train_to']}?"
         )
-    of_newest = f"from {predictions} where model_version = {version} and as_of_date = '{newest}'"
-    key = published_key(score)
-    rows, ids, nulls = warehouse.one(
-        connection, f"select count(*), count(distinct {key}), count(*) filter ({key} is null) {of_newest}"
-    )
-    if nulls:
+    newest = newest_predictions(connection, score, version, day)
+    if newest.nulls:
         raise ScoringError(
-            f"score '{score.name}': {nulls} rows of {predictions} at {newest} have no {' or no '.join(score.entity)};"
-            f" each row of {score.features} needs its keys (a not_null test would have told earlier)"
+            f"score '{score.name}': {newest.nulls} rows of {predictions} at {day} have no"
+            f" {' or no '.join(score.entity)}; each row of {score.features} needs its keys (a not_null test would have"
+            " told earlier)"
         )
-    if rows != ids:
+    if newest.count != newest.ids:
         raise ScoringError(
-            f"score '{score.name}': {rows - ids} customers appear twice in {predictions} at {newest};"
+            f"score '{score.name}': {newest.count - newest.ids} customers appear twice in {predictions} at {day};"
             f" is {', '.join(score.entity)} a key of {score.features}?"
         )
-    band_counts = dict(
-        connection.execute(f"select band, count(*) {of_newest} and band is not null group by 1").fetchall()
-    )
-    refuse_unscored(connection, score, version, newest)
+    of_features = f"from ({feature_rows(score)}) where {warehouse.name(score.as_of)} = '{day}'"
+    contents = [
+        warehouse.content_hash(connection, f"select * exclude (scored_at) {newest.rows}"),
+        scored_features(connection, score, version, day),
+    ]
     card = load_card(where, score, version)
     features = online_features(connection, score, card.encoder.names)
-    of_features = f"from ({feature_rows(score)}) where {warehouse.name(score.as_of)} = '{newest}'"
-    contents = [
-        warehouse.content_hash(connection, query)
-        for query in (f"select * exclude (scored_at) {of_newest}", f"select * {of_features}")
-    ]
+    bands = list(score.bands or card.classes)
     told = {
         "score": score.name,
         "title": score.title,
@@ -97,16 +96,19 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         "email": score.email,
         "kind": score.kind,
         "entity": score.entity,
-        "as_of_date": newest.date() if isinstance(newest, datetime) else newest,
+        "as_of_date": day.date() if isinstance(day, datetime) else day,
         "fresh_for_days": score.fresh_for_days,
+        "when_stale": score.when_stale,
         "today": project.today,
         "model_version": version,
         "bands": score.bands,
-        "band_counts": {band: band_counts.get(band, 0) for band in (score.bands or card.classes)},
+        "band_counts": {band: newest.band_counts.get(band, 0) for band in bands},
+        "quantiles": newest.quantiles,
+        "reasons": score.explained.top,
         "metrics": without_nan(card.metrics),
         "baseline": without_nan(card.baseline),
         "features": features,
-        "rows": rows,
+        "rows": newest.count,
     }
     digest = hashlib.sha256(json.dumps([told, contents, what_scores()], default=str).encode()).hexdigest()
     generation = store.Generation(
@@ -116,38 +118,39 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     served = {
         "generation": generation.generation,
         "as_of_date": told["as_of_date"],
-        "rows": rows,
+        "rows": newest.count,
         "features": len(features),
         "model_version": version,
     }
-    sound = _is_sound(folder)
-    if sound and _current(where, score) == generation.generation:
-        return {**served, "compared": compare(connection, score, folder, key, of_newest, of_features), "changed": False}
-
-    if not sound:
+    opened = _sound(folder)
+    is_served = opened is not None and _current(where, score) == generation.generation
+    if opened is None:
         shutil.rmtree(folder, ignore_errors=True)
         model = model_folder(where.models, score, version)
-        attached = {file: model / file for file in ("model.cbm", "card.json")}
         with (
-            closing(_customers(connection, score, generation, f"{of_newest} order by customer_key")) as customers,
+            closing(customers(connection, score, generation, newest.rows)) as scores,
             closing(json_features(connection, features, key, of_features)) as values,
+            closing(ranking(connection, score, bands, newest.rows)) as ranks,
         ):
-            store.write(where.generations, generation, customers, attached, values)
-        store.verify(folder)
-    compared = compare(connection, score, folder, key, of_newest, of_features)
-    store.flip(where.generations, score.name, generation.generation)
-    store.prune(where.generations, score.name, keep=KEPT_GENERATIONS)
-    return {**served, "compared": compared, "changed": True}
+            attached = {file: model / file for file in ("model.cbm", "card.json")}
+            store.write(where.generations, generation, scores, attached, values, ranks)
+        opened = store.open_store(folder)  # which verifies it
+    with opened:
+        compared = compare(connection, score, opened, key, newest.rows, of_features)
+    if not is_served:
+        store.flip(where.generations, score.name, generation.generation)
+        store.prune(where.generations, score.name, keep=keep)
+    return {**served, "compared": compared, "changed": not is_served}
 
 
-def _is_sound(folder: Path) -> bool:
+def _sound(folder: Path) -> "Store | None":
+    """What is published in a folder already, open; None if nothing is, or it is damaged."""
     from serving import store
 
     try:
-        store.verify(folder)
+        return store.open_store(folder)
     except store.CorruptGeneration:
-        return False
-    return True
+        return None
 
 
 def _current(where: Paths, score: Score) -> str | None:
@@ -170,40 +173,6 @@ def served_now(score: Score, where: Paths) -> "Generation | None":
         return read_manifest(where.generations / score.name / current) if current else None
     except store.CorruptGeneration:
         return None
-
-
-def _customers(
-    connection: Connection, score: Score, generation: Any, of_rows: str
-) -> Generator[tuple[str, bytes], None, None]:
-    """The (id, JSON) of each customer, streamed from the warehouse."""
-    from ml import sentences
-    from serving import store
-
-    is_category = score.kind == "category"
-    columns = ["score", "band", "reasons", "scored_at", *(["probabilities"] if is_category else [])]
-    query = f"select {published_key(score)} as customer_key, {', '.join(columns)} {of_rows}"
-    subjects = {column.name: sentences.subject(column.name, column.description) for column in generation.features}
-
-    def told(reason: dict[str, Any], of_class: str | None) -> store.Reason:
-        about = subjects.get(reason["feature"], reason["feature"])
-        return store.Reason(**reason, text=sentences.sentence(about, reason["value"], reason["contribution"], of_class))
-
-    with warehouse.batches(connection, query) as batches:
-        for row in (row for batch in batches for row in batch.to_pylist()):
-            of_class = row["band"] if is_category else None
-            customer = store.CustomerScore(
-                score=score.name,
-                customer_id=row["customer_key"],
-                value=row["score"],
-                band=row["band"],
-                probabilities=dict(row["probabilities"]) if is_category else None,
-                reasons=[told(reason, of_class) for reason in row["reasons"]],
-                as_of_date=generation.as_of_date,
-                model_version=generation.model_version,
-                generation=generation.generation,
-                scored_at=row["scored_at"],
-            )
-            yield row["customer_key"], store.payload(customer)
 
 
 def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefinition:

@@ -106,14 +106,14 @@ def rows(connection: Connection, query: str, values: Sequence[Any] | Mapping[str
 
 
 @contextmanager
-def batches(connection: Connection, query: str) -> Iterator["pa.RecordBatchReader"]:
-    """The rows of a query as Arrow batches, streamed: `execute` would hold the whole result in memory.
+def batches(connection: Connection, query: str, size: int | None = None) -> Iterator["pa.RecordBatchReader"]:
+    """The rows of a query as Arrow batches of `size` rows (`BATCH`), streamed: `execute` would hold them all in memory.
 
     Reads on a cursor of its own, so that the caller may write on the connection meanwhile. Both are closed at the end,
     also of who stops halfway: a reader left open (by a traceback, say) keeps the warehouse open however often its
     connection is closed, and the next to open it waits for ever.
     """
-    with closing(connection.cursor()) as cursor, closing(cursor.sql(query).to_arrow_reader(BATCH)) as reader:
+    with closing(connection.cursor()) as cursor, closing(cursor.sql(query).to_arrow_reader(size or BATCH)) as reader:
         yield reader
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from ml.declarations import WhenStale
 from serving.generation import CustomerScore, Generation
 
 PROBLEM = "application/problem+json"
@@ -25,6 +26,10 @@ class CustomerScores(msgspec.Struct, frozen=True, kw_only=True):
 
     customer_id: Annotated[str, Meta(description="The id; parts of a composite key are joined by commas.")]
     scores: Annotated[list[CustomerAnswer], Meta(description="Of each score that knows the customer, by name.")]
+    refused: Annotated[
+        list[str],
+        Meta(description="Scores that know the customer but are stale, and whose owners have them refused then."),
+    ]
 
 
 class Lookup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,6 +104,9 @@ class ScoreSummary(msgspec.Struct, frozen=True, kw_only=True):
     as_of_date: Annotated[date, Meta(description="The score uses only what was known before this day.")]
     fresh_until: Annotated[date, Meta(description="The last day on which it counts as fresh.")]
     freshness: Freshness
+    when_stale: Annotated[
+        WhenStale, Meta(description="What becomes of lookups once it is stale: served as they were, or refused (503).")
+    ]
     generation: Annotated[str, Meta(description="The published bundle that is served.")]
     published_at: Annotated[
         datetime, Meta(description="When it was made; a rollback brings back an older one as it is.")
@@ -194,6 +202,7 @@ def summarise(generation: Generation, today: date) -> ScoreSummary:
         as_of_date=generation.as_of_date,
         fresh_until=fresh_until,
         freshness="stale" if fresh_until < today else "fresh",
+        when_stale=generation.when_stale,
         generation=generation.generation,
         published_at=generation.published_at,
         model_version=generation.model_version,

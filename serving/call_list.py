@@ -24,7 +24,7 @@ from serving.lookups import (
     ScoreName,
     id_as_sent,
     problem_spec,
-    served_score,
+    score_to_look_up,
     short,
     unknown_customer,
 )
@@ -98,7 +98,7 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         cursor: After = None,
         format: Form = None,
     ) -> Response[Any]:
-        served = served_score(catalogue, score, request)
+        served = score_to_look_up(catalogue, score, request)
         if request.scope["raw_path"].partition(b"?")[0].endswith(b"/"):
             # Somebody looks up an id that is empty, and is not to be sent all others.
             unknown_customer(served, id_as_sent(request, 4))

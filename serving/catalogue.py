@@ -88,6 +88,16 @@ class Served:
         named = chain.from_iterable(zip(self._names, values, strict=True))
         return b"".join([self._before_id, msgspec.json.encode(customer_id), self._after_id, *named, b"}}"])
 
+    def refusal(self) -> str | None:
+        """Why lookups of this score are not answered today; None if they are."""
+        told = self.summary()
+        if told.freshness == "fresh" or told.when_stale == "serve":
+            return None
+        return (
+            f"Score '{told.name}' is stale, and its owner has it refused then: it speaks for {told.as_of_date}, and was"
+            f" fresh until {told.fresh_until}. Ask {told.owner}{f' ({told.email})' if told.email else ''}."
+        )
+
     def summary(self) -> ScoreSummary:
         self._keep_up()
         return self._summary

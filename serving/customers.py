@@ -20,7 +20,7 @@ from serving.lookups import (
     ScoreName,
     id_as_sent,
     problem_spec,
-    served_score,
+    score_to_look_up,
     unknown_customer,
 )
 from serving.scores import all_scores_of
@@ -46,7 +46,7 @@ def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
             known = [name for name in catalogue.scores if caller_of(request.scope).may_see(name)]
             detail = f"Of which score? Ask with ?score=<name>. Known scores: {', '.join(known) or 'none yet'}."
             raise ValidationException(detail=detail, extra={"known_scores": known})
-        served = served_score(catalogue, score, request)
+        served = score_to_look_up(catalogue, score, request)
         if not served.generation.features:
             detail = (
                 f"Generation {served.name} of score '{score}' was published without features; the next one that is"

@@ -11,9 +11,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from ml.declarations import Feature
+from ml.declarations import Feature, WhenStale
 
 FORMAT = 1
+RANKING = "ranking.mdb"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of scores, generations and files
 
 
@@ -61,6 +62,13 @@ class CustomerScore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     band: Annotated[
         str | None, Meta(description="The band of the value; null if it has none. Of a category the likeliest class.")
     ]
+    percentile: Annotated[
+        float | None,
+        Meta(
+            description="Percent of the customers that score no higher, with two decimals: 100 is the highest. Of a"
+            " category among the customers of the same class. Not there in generations of before."
+        ),
+    ] = None
     probabilities: Annotated[
         dict[str, float] | None, Meta(description="Class -> probability. Of a category alone.")
     ] = None
@@ -78,7 +86,12 @@ class CustomerScore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """What generation.json says. `write` fills in `files`, and checks or fills in `rows`."""
+    """What generation.json says. `write` fills in `files`, and checks or fills in `rows`.
+
+    `bands` are from the highest value to the lowest. `band_counts` has them in the same order, of a category its
+    classes. `quantiles` are 101 values each, for 0 to 100 percent: the lowest value that at least so many percent of
+    the customers do not exceed. Of a category each class has its own, else all are under "".
+    """
 
     format: int = FORMAT
     generation: str
@@ -91,10 +104,13 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     entity: tuple[str, ...]
     as_of_date: date
     fresh_for_days: float
+    when_stale: WhenStale = "serve"  # what lookups do beyond `fresh_for_days`
     today: date | None  # the project's fixed clock; None = the real one
     model_version: int
     bands: dict[str, float]  # name -> lowest value of the band
     band_counts: dict[str, int]
+    quantiles: dict[str, tuple[float, ...]] = {}  # none of old
+    reasons: int = 0  # how many a customer is given at most; 0 of old
     metrics: dict[str, float | None]  # None: can't be measured on the held-out rows
     baseline: dict[str, float | None]
     features: tuple[Feature, ...] = ()  # in the order of their values in features.mdb; none of old: it has no such file

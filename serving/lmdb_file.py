@@ -1,5 +1,6 @@
 """LMDB files: written once by appending sorted customers, then only read."""
 
+import operator
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -11,21 +12,22 @@ import lmdb
 from serving.generation import BadCustomerId, PublicationError
 
 LONGEST_ID = 511  # bytes; LMDB's limit for a key
-CHUNK = 20_000  # customers in one write transaction: bounds memory
+CHUNK = 5_000  # customers in one write transaction: what is copied is still in the processor's cache
 FIRST_MAP_SIZE = 1 << 30  # bytes; grows when full
 
 FileIdentity = tuple[int, int]  # device and inode
+Pairs = list[tuple[bytes, bytes]]
 
 
-def append(file: Path, customers: Iterable[tuple[str, bytes]], ending: bytes = b"}") -> int:
-    """Append sorted customers to a new LMDB file in transactions of bounded size, and give their number.
+def append(file: Path, chunks: Iterable[Pairs], stop: threading.Event | None = None) -> int:
+    """Append sorted pairs to a new LMDB file, each chunk in a transaction, and give their number.
 
-    What is stored of each is JSON that ends with `ending`: an object, or an array.
+    Waits until they are on the disk. Ends early, between two chunks, once `stop` is set.
     """
     environment = lmdb.open(str(file), subdir=False, lock=False, sync=False, map_size=FIRST_MAP_SIZE)
     try:
-        rows, pairs = 0, _checked_pairs(customers, ending)
-        while chunk := list(islice(pairs, CHUNK)):
+        rows = 0
+        for chunk in chunks:
             while True:
                 try:
                     with environment.begin(write=True) as transaction:
@@ -34,15 +36,60 @@ def append(file: Path, customers: Iterable[tuple[str, bytes]], ending: bytes = b
                 except lmdb.MapFullError:
                     environment.set_mapsize(2 * environment.info()["map_size"])
             rows += len(chunk)
+            if stop is not None and stop.is_set():
+                break
+        environment.sync(True)
     finally:
         environment.close()
     return rows
 
 
-def _checked_pairs(customers: Iterable[tuple[str, bytes]], ending: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The pairs with their keys as bytes. Raises `BadCustomerId` for one that LMDB or a URL could not hold."""
-    previous = b""
-    for customer_id, stored in customers:
+def by_customer(customers: Iterable[tuple[str, bytes]], ending: bytes = b"}") -> Iterator[Pairs]:
+    """Chunks of sorted customers, with their ids as bytes.
+
+    What is stored of each is JSON that ends with `ending`: an object, or an array. Raises `BadCustomerId` for an id
+    that LMDB or a URL could not hold, or that is out of order, `PublicationError` for what is no such JSON.
+    """
+    pairs, previous = iter(customers), b""
+    while chunk := list(islice(pairs, CHUNK)):
+        try:
+            keys = [customer_id.encode() for customer_id, _ in chunk]
+        except UnicodeEncodeError:
+            keys = []
+        if not _are_sound(keys, previous) or not all(stored.endswith(ending) for _, stored in chunk):
+            _refuse(chunk, previous, ending)
+        yield list(zip(keys, (stored for _, stored in chunk), strict=True))
+        previous = keys[-1]
+
+
+def by_rank(customer_ids: Iterable[str]) -> Iterator[Pairs]:
+    """Chunks of rank -> customer id, of ids from the best on. A rank is 4 bytes from 0 on, so that it sorts."""
+    ids, rank = iter(customer_ids), 0
+    while chunk := list(islice(ids, CHUNK)):
+        yield [(rank_key(place), customer_id.encode()) for place, customer_id in enumerate(chunk, rank)]
+        rank += len(chunk)
+
+
+def rank_key(rank: int) -> bytes:
+    """The key of a rank."""
+    return rank.to_bytes(4)
+
+
+def _are_sound(keys: list[bytes], previous: bytes) -> bool:
+    """Whether all of a chunk's keys can be kept, told by a few passes over all of them: one by one takes as long as
+    writing them."""
+    return (
+        bool(keys)
+        and keys[0] > previous
+        and all(map(operator.lt, keys, islice(keys, 1, None)))
+        and max(map(len, keys)) <= LONGEST_ID
+        and b"\0" not in b"".join(keys)
+    )
+
+
+def _refuse(chunk: list[tuple[str, bytes]], previous: bytes, ending: bytes) -> None:
+    """Raises the error of the first pair that can't be kept, naming it."""
+    for customer_id, stored in chunk:
         try:
             key = customer_id.encode()
         except UnicodeEncodeError:
@@ -60,7 +107,6 @@ def _checked_pairs(customers: Iterable[tuple[str, bytes]], ending: bytes) -> Ite
         if not stored.endswith(ending):
             kind = "object" if ending == b"}" else "array"
             raise PublicationError(f"customer '{customer_id}': its payload is no JSON {kind}")
-        yield key, stored
         previous = key
 
 

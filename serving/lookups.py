@@ -28,7 +28,10 @@ def problem_spec(description: str) -> ResponseSpec:
 
 UNKNOWN_SCORE = problem_spec("The score is not known.")
 UNKNOWN = problem_spec("The score or the customer is not known; `detail` says which.")
-NOT_SERVED = problem_spec("What is published of the score is damaged; `detail` says which file and how.")
+NOT_SERVED = problem_spec(
+    "What is published of the score is damaged, or too old for its owner; `detail` says which file and how, or since"
+    " when."
+)
 
 
 def served_score(catalogue: Catalogue, score: str, request: Request[Any, Any, Any]) -> Served:
@@ -43,6 +46,14 @@ def served_score(catalogue: Catalogue, score: str, request: Request[Any, Any, An
         raise ServiceUnavailableException(detail=detail, extra={"known_scores": known})
     detail = f"Unknown score '{short(score)}'. Known scores: {', '.join(known) or 'none yet'}."
     raise NotFoundException(detail=detail, extra={"known_scores": known})
+
+
+def score_to_look_up(catalogue: Catalogue, score: str, request: Request[Any, Any, Any]) -> Served:
+    """What is served of a score, for an answer about its customers. Raises also where it is stale and refused then."""
+    served = served_score(catalogue, score, request)
+    if (refusal := served.refusal()) is not None:
+        raise ServiceUnavailableException(detail=refusal)
+    return served
 
 
 def unknown_customer(served: Served, customer_id: str) -> NoReturn:

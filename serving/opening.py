@@ -1,6 +1,8 @@
 """Opening a generation for lookups, which verifies it: what `serving.store` wrote, read back."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -8,29 +10,33 @@ from typing import Self
 import lmdb
 import msgspec
 
-from serving.generation import NAME, CorruptGeneration, CustomerScore, Generation, read_manifest, sha256_of
-from serving.lmdb_file import LONGEST_ID, close_shared, open_shared
+from serving.generation import NAME, RANKING, CorruptGeneration, CustomerScore, Generation, read_manifest, sha256_of
+from serving.lmdb_file import LONGEST_ID, close_shared, open_shared, rank_key
 
 _SAMPLES = 1000  # customers whose JSON is decoded
 
 
 class Store:
-    """An open generation. `get` and `features` give the stored JSON of a customer, from any thread.
+    """An open generation. `get`, `features` and `ranked` give the stored JSON of customers, from any thread.
 
     Use `open_store` to make one.
     """
 
     def __init__(self, generation: Generation, folder: Path) -> None:
         self.generation = generation
-        self._file, self._environment = open_shared(folder / "store.mdb")
+        self.has_ranking = RANKING in generation.files
+        with ExitStack() as opened:
+
+            def environment(name: str) -> lmdb.Environment:
+                identity, found = open_shared(folder / name)
+                opened.callback(close_shared, identity)
+                return found
+
+            self._environment = environment("store.mdb")
+            self._features = environment("features.mdb") if generation.features else None
+            self._ranking = environment(RANKING) if self.has_ranking else None
+            self._opened = opened.pop_all()
         self.rows: int = self._environment.stat()["entries"]
-        self._features_file, self._features = None, None
-        if generation.features:
-            try:
-                self._features_file, self._features = open_shared(folder / "features.mdb")
-            except BaseException:
-                close_shared(self._file)
-                raise
 
     def get(self, customer_id: str) -> bytes | None:
         """The JSON of a customer, None if there is none; no id is bad enough to raise."""
@@ -47,8 +53,33 @@ class Store:
         """The JSON array of a customer's features, None if there is no such customer or no features at all."""
         return None if self._features is None else _value(self._features, customer_id)
 
+    def ranked(self, band: str | None, start: int, count: int) -> list[bytes]:
+        """The JSON of up to `count` customers of a band, or of all bands, the best first; `start` is counted from 0
+        within the band.
+
+        Raises `KeyError` if there is no such band, `LookupError` if the generation has no ranking (`has_ranking`).
+        """
+        if self._ranking is None:
+            raise LookupError(f"generation {self.generation.generation} was published without a ranking")
+        first, last = self.places(band)
+        keys = [rank_key(rank) for rank in range(first + start, min(first + start + count, last))]
+        with self._ranking.begin() as ranking, self._environment.begin() as customers:
+            # Verified at opening, of a sample: each id is there.
+            return [customers.get(ranking.get(key, b"\0"), b"") for key in keys]
+
+    def places(self, band: str | None) -> tuple[int, int]:
+        """The first rank of a band, from 0, and that behind its last; of all customers, also those without a band."""
+        if band is None:
+            return 0, self.generation.rows
+        counts = self.generation.band_counts
+        first = sum(counts[one] for one in list(counts)[: list(counts).index(band)]) if band in counts else 0
+        return first, first + counts[band]
+
     def rows_of_features(self) -> int:
         return 0 if self._features is None else int(self._features.stat()["entries"])
+
+    def rows_of_ranking(self) -> int:
+        return 0 if self._ranking is None else int(self._ranking.stat()["entries"])
 
     def sample(self, size: int) -> Iterator[tuple[str, bytes]]:
         """About `size` customers, spread evenly over all of them."""
@@ -58,9 +89,7 @@ class Store:
                 yield key.decode(errors="replace"), transaction.get(key, b"")
 
     def close(self) -> None:
-        close_shared(self._file)
-        if self._features_file is not None:
-            close_shared(self._features_file)
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -91,18 +120,12 @@ def open_store(folder: Path) -> Store:
     """Verify a generation as `store.verify` does, and open it for lookups. Raises `CorruptGeneration`."""
     generation = read_manifest(folder)
     where = f"{folder.parent.name}/{folder.name}"
-    for name, sha256 in generation.files.items():
+    for name in generation.files:
         if not NAME.fullmatch(name):
             raise CorruptGeneration(f"{where}/generation.json: {name!r} is no name of a file")
-        try:
-            actual = sha256_of(folder / name)
-        except FileNotFoundError:
-            raise CorruptGeneration(f"{where}/{name}: is missing") from None
-        except OSError as error:
-            raise CorruptGeneration(f"{where}/{name}: cannot be read: {error.strerror}") from error
-        if actual != sha256:
-            size = (folder / name).stat().st_size
-            raise CorruptGeneration(f"{where}/{name}: its checksum is wrong: changed or incomplete ({size} bytes)")
+    with ThreadPoolExecutor() as threads:  # reading takes as long as hashing, and each file is as good as another
+        for _ in threads.map(_check_file, [folder / name for name in generation.files], generation.files.values()):
+            pass
     try:
         store = Store(generation, folder)
     except lmdb.Error as error:
@@ -115,6 +138,19 @@ def open_store(folder: Path) -> Store:
             raise CorruptGeneration(f"{where}/{error}") from error
         raise
     return store
+
+
+def _check_file(file: Path, sha256: str) -> None:
+    where = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+    try:
+        actual = sha256_of(file)
+    except FileNotFoundError:
+        raise CorruptGeneration(f"{where}: is missing") from None
+    except OSError as error:
+        raise CorruptGeneration(f"{where}: cannot be read: {error.strerror}") from error
+    if actual != sha256:
+        size = file.stat().st_size
+        raise CorruptGeneration(f"{where}: its checksum is wrong: changed or incomplete ({size} bytes)")
 
 
 def _check_contents(store: Store) -> None:
@@ -138,6 +174,36 @@ def _check_contents(store: Store) -> None:
                 raise ValueError(f"store.mdb: customer '{key}': {name} is {found!r}, expected {expected!r}")
         if generation.features:
             _check_features(key, store.features(key), len(generation.features))
+    if store.has_ranking:
+        _check_ranking(store)
+
+
+def _check_ranking(store: Store) -> None:
+    """Whether as many are ranked as there are customers, and of a sample each stands in their band, none above a
+    better one."""
+    generation = store.generation
+    if store.rows_of_ranking() != generation.rows:
+        raise ValueError(f"{RANKING}: has {store.rows_of_ranking()} customers, store.mdb {generation.rows}")
+    banded = sum(generation.band_counts.values())
+    if banded > generation.rows:
+        raise ValueError(f"generation.json: its bands have {banded} customers, store.mdb {generation.rows}")
+    ranks = range(0, generation.rows, max(1, generation.rows // _SAMPLES))
+    for band in (*generation.band_counts, None):
+        first, last = store.places(band) if band is not None else (banded, generation.rows)
+        above = float("inf")
+        for rank in (rank for rank in ranks if first <= rank < last):
+            (stored,) = store.ranked(None, rank, 1)
+            if not stored:
+                raise ValueError(f"{RANKING}: rank {rank} is of a customer that store.mdb has not")
+            customer = msgspec.json.decode(stored, type=CustomerScore)
+            if customer.band != band and (band is not None or customer.band in generation.band_counts):
+                raise ValueError(
+                    f"{RANKING}: customer '{customer.customer_id}' at rank {rank} is of band {customer.band}, but those"
+                    f" from {first} to {last - 1} are of {band}"
+                )
+            if customer.value > above:
+                raise ValueError(f"{RANKING}: customer '{customer.customer_id}' at rank {rank} is above a better one")
+            above = customer.value
 
 
 def _check_features(customer_id: str, stored: bytes | None, expected: int) -> None:

@@ -30,6 +30,7 @@ from serving.lookups import (
     ScoreName,
     id_as_sent,
     problem_spec,
+    score_to_look_up,
     served_score,
     short,
     unknown_customer,
@@ -39,7 +40,7 @@ from serving.revalidation import Published
 _EXAMPLE = Example(
     summary="A customer",
     value=msgspec.json.decode(
-        b"""{"score": "churn", "customer_id": "4711", "value": 0.8312, "band": "high", "percentile": 96.4, "reasons": [
+        b"""{"score": "churn", "customer_id": "4711", "value": 0.8312, "band": "high", "percentile": 96.41, "reasons": [
         {"feature": "days_since_last_visit", "value": "41", "contribution": 0.914,
          "text": "Days since the last visit: 41, which raises the score."},
         {"feature": "visits_28d_count", "value": "3", "contribution": -0.127,
@@ -108,7 +109,7 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         },
     )
     def one_customer(request: Request[Any, Any, Any], score: ScoreName, customer_id: CustomerId) -> Published:
-        served = served_score(catalogue, score, request)
+        served = score_to_look_up(catalogue, score, request)
         customer_id = id_as_sent(request, 4)
         body = served.customer(customer_id)
         if body is None:
@@ -131,7 +132,7 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
     )
     async def lookup(request: Request[Any, Any, Any], score: ScoreName) -> ASGIResponse:
         asked = read_body(await request.body(), _lookup)
-        served = served_score(catalogue, score, request)  # after the last await: from here on nothing replaces it
+        served = score_to_look_up(catalogue, score, request)  # after the last await: from here on nothing replaces it
         found, missing = served.customers([str(one) for one in asked.ids])
         named = b'{"score":%b,"generation":%b,"scores":[' % (encode(score), encode(served.name))
         body = b"".join([named, b",".join(found), b'],"missing":', encode(missing), b"}"])
@@ -147,10 +148,12 @@ def all_scores_of(catalogue: Catalogue, request: Request[Any, Any, Any], custome
     """
     caller = caller_of(request.scope)
     known = [name for name in catalogue.scores if caller.may_see(name)]
-    answers = [catalogue.scores[name].customer(customer_id) for name in known]
-    found = [answer for answer in answers if answer is not None]
-    if not found:
+    answers = {name: catalogue.scores[name].customer(customer_id) for name in known}
+    told = {name: answer for name, answer in answers.items() if answer is not None}
+    if not told:
         detail = f"Unknown customer '{short(customer_id)}': no score knows it ({', '.join(known) or 'there is none'})."
         raise NotFoundException(detail=detail, extra={"known_scores": known})
-    body = b'{"customer_id":%b,"scores":[%b]}' % (encode(customer_id), b",".join(found))
+    refused = [name for name in told if catalogue.scores[name].refusal() is not None]
+    scores = b",".join(answer for name, answer in told.items() if name not in refused)
+    body = b'{"customer_id":%b,"scores":[%b],"refused":%b}' % (encode(customer_id), scores, encode(refused))
     return ASGIResponse(body=body, media_type=MediaType.JSON)

@@ -6,6 +6,8 @@
         store.mdb                  LMDB, customer id -> `CustomerScore` as JSON, sorted
         features.mdb               LMDB, customer id -> JSON array of the values of `features` of generation.json,
                                    each as `ml.values` says; not there in generations of old
+        ranking.mdb                LMDB, rank from 0 in 4 bytes -> customer id: band by band, the best first, who has
+                                   no band last; not there in generations of old
         model.cbm, card.json, ...  what was attached
     <root>/<score>/CURRENT         the name of the generation that is served
 
@@ -19,13 +21,16 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 
 import lmdb
 import msgspec
 
 from serving.generation import (
     NAME,
+    RANKING,
     BadCustomerId,
     CorruptGeneration,
     CustomerScore,
@@ -37,7 +42,7 @@ from serving.generation import (
     read_manifest,
     sha256_of,
 )
-from serving.lmdb_file import append
+from serving.lmdb_file import Pairs, append, by_customer, by_rank
 from serving.opening import Store, open_store
 
 __all__ = [
@@ -66,11 +71,13 @@ def write(
     customers: Iterable[tuple[str, bytes]],
     attachments: Mapping[str, Path],
     features: Iterable[tuple[str, bytes]] = (),
+    ranking: Iterable[str] | None = None,
 ) -> Path:
     """Write a generation beside the others, and give its folder; CURRENT does not change.
 
     `customers` are (`customer_key`, `payload`), `features`, where the generation names some, (`customer_key`, JSON
-    array) of the same customers, both sorted by the UTF-8 bytes of the key. They are streamed, never held.
+    array) of the same customers, both sorted by the UTF-8 bytes of the key. `ranking` are the same keys, band by band
+    in the order of `band_counts`, the best first. They are streamed, never held, each by a thread of its own.
     Raises `BadCustomerId` naming the id, and `PublicationError` if the generation exists, has no customers or another
     number than `generation.rows` (unless that is 0), or cannot be written; no trace of it is left then.
     """
@@ -84,21 +91,28 @@ def write(
             home.mkdir(parents=True)
             _sync(root)
         staging.mkdir()
-        rows = append(staging / "store.mdb", customers)
+        streams = {"store.mdb": by_customer(customers)}
+        if generation.features:
+            streams["features.mdb"] = by_customer(features, ending=b"]")
+        if ranking is not None:
+            streams[RANKING] = by_rank(ranking)
+        written = _written(staging, streams)
+        rows, _ = written["store.mdb"]
         if not rows or rows != (generation.rows or rows):
             raise PublicationError(f"{score}/{name}: {rows} customers came, {generation.rows or 'some'} were announced")
-        if generation.features:
-            found = append(staging / "features.mdb", features, ending=b"]")
+        for file, what in (("features.mdb", "features"), (RANKING, "ranks")):
+            found, _ = written.get(file, (rows, ""))
             if found != rows:
-                raise PublicationError(f"{score}/{name}: features of {found} customers came, scores of {rows}")
+                raise PublicationError(f"{score}/{name}: {what} of {found} customers came, scores of {rows}")
+        files = {file: sha256 for file, (_, sha256) in written.items()}
         for attached, source in attachments.items():
             shutil.copyfile(source, staging / _checked(attached))
-        files = {file.name: sha256_of(file) for file in sorted(staging.iterdir())}
+            files[attached] = sha256_of(staging / attached)
         manifest = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(generation, rows=rows, files=files)))
         (staging / "generation.json").write_bytes(manifest)
         (staging / "generation.json.sha256").write_text(f"{hashlib.sha256(manifest).hexdigest()}  generation.json\n")
-        for file in staging.iterdir():
-            _sync(file)
+        for path in staging.iterdir():
+            _sync(path)
         _sync(staging)
         os.rename(staging, folder)
         _sync(home)
@@ -107,6 +121,24 @@ def write(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def _written(folder: Path, streams: Mapping[str, Iterable[Pairs]]) -> dict[str, tuple[int, str]]:
+    """Writes each LMDB file by a thread of its own, and gives their numbers of customers and checksums.
+
+    Raises the error of the first that has one; the others stop then.
+    """
+    stop = Event()
+
+    def one(file: str) -> tuple[int, str]:
+        rows = append(folder / file, streams[file], stop)
+        return rows, sha256_of(folder / file)
+
+    with ThreadPoolExecutor() as threads:
+        made = {file: threads.submit(one, file) for file in streams}
+        wait(made.values(), return_when=FIRST_EXCEPTION)
+        stop.set()
+        return {file: future.result() for file, future in made.items()}
 
 
 def verify(folder: Path) -> Generation:

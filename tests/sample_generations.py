@@ -1,21 +1,26 @@
 """Small generations for the tests of serving, published the way a real publisher does.
 
 Run as a program it is a publisher that stops at a chosen point, says so, and waits to be killed:
-`python tests/sample_generations.py <root> <generation> <mid_write|mid_features|before_rename|before_flip|mid_flip>`.
+`python tests/sample_generations.py <root> <generation> <point>`, a point of `POINTS`.
 """
 
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from ml.declarations import Feature
 from serving.store import CustomerScore, Generation, Reason, customer_key, flip, payload, write
 
 PUBLISHED = datetime(2024, 3, 5, 6, 0, tzinfo=UTC)
+POINTS = ("mid_write", "mid_features", "mid_ranking", "before_rename", "before_flip", "mid_flip")
+One = TypeVar("One")
+ROWS = 50_000  # of a publisher that is killed
 BANDS = {"high": 0.6, "medium": 0.3, "low": 0.0}
 
 FEATURES = (
@@ -43,7 +48,9 @@ def a_generation(name: str = "g1", **changes: Any) -> Generation:
         "today": date(2024, 3, 6),
         "model_version": 1,
         "bands": BANDS,
-        "band_counts": {"high": 20, "medium": 30, "low": 50},
+        "band_counts": {"high": 40, "medium": 30, "low": 30},
+        "quantiles": {"": tuple(max(0, percent - 1) // 10 / 10 for percent in range(101))},
+        "reasons": 3,
         "metrics": {"roc_auc": 0.8812, "log_loss": 0.3104},
         "baseline": {"roc_auc": 0.8107, "log_loss": 0.4479},
         "published_at": PUBLISHED,
@@ -51,8 +58,11 @@ def a_generation(name: str = "g1", **changes: Any) -> Generation:
     return Generation(**facts | changes)
 
 
+def band_of(generation: Generation, value: float) -> str | None:
+    return next((band for band, lowest in generation.bands.items() if value >= lowest), None)
+
+
 def a_customer(generation: Generation, customer_id: str, value: float = 0.5) -> bytes:
-    band = next((band for band, lowest in generation.bands.items() if value >= lowest), None)
     reasons = [
         Reason(feature="days_since_last_visit", value="41", contribution=0.8125),
         Reason(feature="visits_28d_count", value="3", contribution=-0.25),
@@ -63,7 +73,8 @@ def a_customer(generation: Generation, customer_id: str, value: float = 0.5) -> 
             score=generation.score,
             customer_id=customer_id,
             value=value,
-            band=band,
+            band=band_of(generation, value),
+            percentile=10 * (10 * value + 1),
             reasons=reasons,
             as_of_date=generation.as_of_date,
             model_version=generation.model_version,
@@ -74,9 +85,20 @@ def a_customer(generation: Generation, customer_id: str, value: float = 0.5) -> 
 
 
 def customers(generation: Generation, ids: list[str] | None = None, rows: int = 100) -> Iterator[tuple[str, bytes]]:
+    for customer_id, value in values(ids, rows).items():
+        yield customer_id, a_customer(generation, customer_id, value)
+
+
+def values(ids: list[str] | None = None, rows: int = 100) -> dict[str, float]:
+    """Customer id -> score, sorted by id: a tenth of the customers each has 0.0, 0.1 … 0.9."""
     known = ids if ids is not None else [customer_key([number]) for number in range(rows)]
-    for place, customer_id in enumerate(sorted(known, key=str.encode)):
-        yield customer_id, a_customer(generation, customer_id, (place % 10) / 10)
+    return {customer_id: (place % 10) / 10 for place, customer_id in enumerate(sorted(known, key=str.encode))}
+
+
+def ranking(ids: list[str] | None = None, rows: int = 100) -> list[str]:
+    """The same customers, the best first; bands of a score are in the order of its values."""
+    scored = values(ids, rows)
+    return sorted(scored, key=lambda customer_id: (-scored[customer_id], customer_id.encode()))
 
 
 def features_of(generation: Generation, ids: list[str] | None = None, rows: int = 100) -> Iterator[tuple[str, bytes]]:
@@ -87,14 +109,20 @@ def features_of(generation: Generation, ids: list[str] | None = None, rows: int 
         yield customer_id, f"[{values}]".encode()
 
 
-def publish(root: Path, name: str = "g1", ids: list[str] | None = None, rows: int = 100, **changes: Any) -> Path:
+def publish(
+    root: Path, name: str = "g1", ids: list[str] | None = None, rows: int = 100, ranked: bool = True, **changes: Any
+) -> Path:
     """Write a generation and make it current, and give its folder."""
     generation = a_generation(name, **{"features": FEATURES} | changes)
+    bands = [band_of(generation, value) for value in values(ids, rows).values()]
+    counts = {band: bands.count(band) for band in generation.bands}
+    generation = msgspec.structs.replace(generation, **{"band_counts": counts} | changes)
     card = root.parent / "card.json"
     card.parent.mkdir(parents=True, exist_ok=True)
     card.write_text("{}")
     features = features_of(generation, ids, rows) if generation.features else ()
-    folder = write(root, generation, customers(generation, ids, rows), {"card.json": card}, features)
+    ranks = ranking(ids, rows) if ranked else None
+    folder = write(root, generation, customers(generation, ids, rows), {"card.json": card}, features, ranks)
     flip(root, generation.score, name)
     return folder
 
@@ -105,9 +133,10 @@ def _stop(point: str) -> None:
 
 
 def _publish_until(root: Path, name: str, point: str) -> None:
-    generation = a_generation(name, features=FEATURES)
+    counts = {"high": 20_000, "medium": 15_000, "low": 15_000}
+    generation = a_generation(name, features=FEATURES, band_counts=counts)
 
-    def until(stop: str, pairs: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    def until(stop: str, pairs: Iterable[One]) -> Iterator[One]:
         for number, pair in enumerate(pairs):
             if number == 30_000 and point == stop:  # the first transaction is committed by then
                 _stop(point)
@@ -117,8 +146,15 @@ def _publish_until(root: Path, name: str, point: str) -> None:
         os.rename = lambda *_: _stop(point)  # type: ignore[assignment]
     if point == "mid_flip":
         os.replace = lambda *_: _stop(point)  # type: ignore[assignment]
-    scores, features = customers(generation, rows=50_000), features_of(generation, rows=50_000)
-    write(root, generation, until("mid_write", scores), {}, until("mid_features", features))
+    scores, features, ranks = customers(generation, rows=ROWS), features_of(generation, rows=ROWS), ranking(rows=ROWS)
+    write(
+        root,
+        generation,
+        until("mid_write", scores),
+        {},
+        until("mid_features", features),
+        until("mid_ranking", ranks),
+    )
     if point == "before_flip":
         _stop(point)
     flip(root, generation.score, name)

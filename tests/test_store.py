@@ -29,7 +29,7 @@ from serving.store import (
     write,
 )
 from tests import sample_generations
-from tests.sample_generations import FEATURES, a_customer, a_generation, customers, features_of, publish
+from tests.sample_generations import FEATURES, a_customer, a_generation, customers, features_of, publish, ranking
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_published_generation_serves_each_customer_byte_for_byte(root: Path) -
         assert store.generation.rows == 250
         assert {customer_id: store.get(customer_id) for customer_id in expected} == expected
         assert store.get("no such customer") is None
-    assert set(verify(folder).files) == {"store.mdb", "features.mdb", "card.json"}
+    assert set(verify(folder).files) == {"store.mdb", "features.mdb", "ranking.mdb", "card.json"}
 
 
 def test_the_features_of_each_customer_are_published_byte_for_byte(root: Path) -> None:
@@ -58,10 +58,19 @@ def test_the_features_of_each_customer_are_published_byte_for_byte(root: Path) -
             assert store.features(bad) is None
 
 
-def test_a_generation_of_old_without_features_is_served(root: Path) -> None:
-    with open_store(publish(root, features=())) as store:
+def test_a_generation_of_old_without_features_ranking_and_percentiles_is_served(root: Path) -> None:
+    folder = publish(root, features=(), ranked=False)
+    _rewrite_manifest(folder, without=("quantiles", "reasons", "when_stale"))
+    with open_store(folder) as store:
         assert store.get("5")
         assert store.features("5") is None
+        assert not store.has_ranking
+        with pytest.raises(LookupError, match="generation g1 was published without a ranking"):
+            store.ranked(None, 0, 10)
+        assert (store.generation.quantiles, store.generation.reasons, store.generation.when_stale) == ({}, 0, "serve")
+    stored = msgspec.json.decode(a_customer(a_generation(), "1"))
+    del stored["percentile"]
+    assert msgspec.json.decode(msgspec.json.encode(stored), type=CustomerScore).percentile is None
     assert set(verify(root / "churn" / "g1").files) == {"store.mdb", "card.json"}
 
 
@@ -83,12 +92,59 @@ def test_features_of_other_customers_than_the_scores_are_not_published(
     assert {path.name for path in (root / "churn").iterdir()} == {"CURRENT", "g1"}
 
 
+def test_customers_are_ranked_band_by_band_the_best_first(root: Path) -> None:
+    expected = ranking()
+    values = dict(sample_generations.values())
+    with open_store(publish(root)) as store:
+
+        def ranked(band: str | None, start: int, count: int) -> list[str]:
+            stored = [msgspec.json.decode(one, type=CustomerScore) for one in store.ranked(band, start, count)]
+            assert band is None or {customer.band for customer in stored} <= {band}
+            return [customer.customer_id for customer in stored]
+
+        assert ranked(None, 0, 1000) == expected
+        assert [values[one] for one in expected] == sorted(values.values(), reverse=True)
+        assert ranked("high", 0, 1000) == expected[:40]
+        assert ranked("medium", 0, 1000) == expected[40:70]
+        assert ranked("medium", 25, 3) == expected[65:68]
+        assert ranked("low", 28, 10) == expected[98:]
+        assert ranked("low", 30, 10) == ranked(None, 100, 1) == []
+        with pytest.raises(KeyError, match="none such"):
+            store.ranked("none such", 0, 1)
+
+
+def test_customers_without_a_band_are_ranked_last(root: Path) -> None:
+    bands = {"high": 0.6, "medium": 0.3}
+    with open_store(publish(root, bands=bands)) as store:
+        assert store.generation.band_counts == {"high": 40, "medium": 30}
+        last = [msgspec.json.decode(one, type=CustomerScore) for one in store.ranked(None, 70, 1000)]
+        assert [customer.band for customer in last] == [None] * 30
+        assert len(store.ranked("medium", 0, 1000)) == 30
+
+
+def test_a_ranking_of_other_customers_than_the_scores_is_not_published(root: Path) -> None:
+    with pytest.raises(PublicationError, match="churn/g1: ranks of 99 customers came, scores of 100"):
+        write(root, generation := a_generation(), customers(generation), {}, (), ranking(rows=99))
+    assert list((root / "churn").iterdir()) == []
+
+
+def test_a_fault_of_one_file_stops_the_writing_of_the_others(root: Path) -> None:
+    def endless() -> Iterator[str]:
+        while True:
+            yield "1"
+
+    generation = a_generation()
+    with pytest.raises(BadCustomerId, match="'1' comes twice"):
+        write(root, generation, [("1", b"{}"), ("1", b"{}")], {}, (), endless())
+    assert list((root / "churn").iterdir()) == []
+
+
 def test_the_checksum_file_is_one_that_sha256sum_reads(root: Path) -> None:
     folder = publish(root)
     subprocess.run(["sha256sum", "--check", "--quiet", "generation.json.sha256"], cwd=folder, check=True)
 
 
-@pytest.mark.parametrize("rows", [1, 20_000, 20_001])
+@pytest.mark.parametrize("rows", [1, lmdb_file.CHUNK, lmdb_file.CHUNK + 1])
 def test_every_size_around_a_transaction_is_written_whole(root: Path, rows: int) -> None:
     assert verify(publish(root, rows=rows)).rows == rows
 
@@ -199,9 +255,10 @@ def _flip_a_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
-def _rewrite_manifest(folder: Path, **changes: object) -> None:
+def _rewrite_manifest(folder: Path, without: tuple[str, ...] = (), **changes: object) -> None:
     """A generation.json whose checksum is right and whose content is not."""
-    content = msgspec.json.encode(msgspec.json.decode((folder / "generation.json").read_bytes()) | changes)
+    told = msgspec.json.decode((folder / "generation.json").read_bytes()) | changes
+    content = msgspec.json.encode({name: value for name, value in told.items() if name not in without})
     (folder / "generation.json").write_bytes(content)
     (folder / "generation.json.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  generation.json\n")
 
@@ -211,8 +268,7 @@ def _other_store(folder: Path, **changes: object) -> None:
     other = write(folder.parent.parent.parent / "other", g := a_generation(**changes), customers(g, rows=99), {})  # type: ignore[arg-type]
     content = (other / "store.mdb").read_bytes()
     (folder / "store.mdb").write_bytes(content)
-    files = verify_free_files(folder) | {"store.mdb": hashlib.sha256(content).hexdigest()}
-    _rewrite_manifest(folder, rows=99, files=files, features=[])
+    _rewrite_manifest(folder, rows=99, files={"store.mdb": hashlib.sha256(content).hexdigest()}, features=[])
 
 
 def verify_free_files(folder: Path) -> dict[str, str]:
@@ -224,9 +280,18 @@ def _other_features(folder: Path, features: dict[str, bytes]) -> None:
     """Features of other customers, or of another form, under a manifest that agrees with their checksum."""
     file = folder / "features.mdb"
     file.unlink()
-    lmdb_file.append(file, sorted(features.items()), ending=b"]")
+    lmdb_file.append(file, lmdb_file.by_customer(sorted(features.items()), ending=b"]"))
     _rewrite_manifest(
         folder, files=verify_free_files(folder) | {"features.mdb": hashlib.sha256(file.read_bytes()).hexdigest()}
+    )
+
+
+def _other_ranking(folder: Path, ids: list[str]) -> None:
+    file = folder / "ranking.mdb"
+    file.unlink()
+    lmdb_file.append(file, lmdb_file.by_rank(ids))
+    _rewrite_manifest(
+        folder, files=verify_free_files(folder) | {"ranking.mdb": hashlib.sha256(file.read_bytes()).hexdigest()}
     )
 
 
@@ -278,6 +343,25 @@ def _features(**changes: bytes) -> dict[str, bytes]:
         ),
         (lambda f: _other_features(f, _features(_7=b"[1,]")), r"features.mdb: customer '7': JSON is malformed"),
         (lambda f: _other_features(f, _features(_7=b"[1,2,3,4,5,[]]")), r"features.mdb: customer '7': Expected"),
+        (lambda f: _flip_a_byte(f / "ranking.mdb"), r"churn/g1/ranking.mdb: its checksum is wrong"),
+        (lambda f: (f / "ranking.mdb").unlink(), r"churn/g1/ranking.mdb: is missing"),
+        (lambda f: _other_ranking(f, ranking()[:99]), r"ranking.mdb: has 99 customers, store.mdb 100"),
+        (
+            lambda f: _other_ranking(f, [*ranking()[:99], "nobody"]),
+            r"ranking.mdb: rank 99 is of a customer that store.mdb has not",
+        ),
+        (
+            lambda f: _other_ranking(f, ranking()[::-1]),
+            r"ranking.mdb: customer '\d+' at rank 0 is of band low, but those",
+        ),
+        (
+            lambda f: _other_ranking(f, [*ranking()[10:40], *ranking()[:10], *ranking()[40:]]),
+            r"ranking.mdb: customer '\d+' at rank 30 is above a better one",
+        ),
+        (
+            lambda f: _rewrite_manifest(f, band_counts={"high": 40, "medium": 30, "low": 31}),
+            r"generation.json: its bands have 101 customers, store.mdb 100",
+        ),
         (lambda f: _other_store(f, name="g9"), r"store.mdb: customer '0': generation is 'g9', expected 'g1'"),
     ],
 )
@@ -335,7 +419,7 @@ def test_two_stores_of_one_generation_do_not_disturb_each_other(root: Path) -> N
     second.close()
 
 
-@pytest.mark.parametrize("point", ["mid_write", "mid_features", "before_rename", "before_flip", "mid_flip"])
+@pytest.mark.parametrize("point", sample_generations.POINTS)
 def test_a_publisher_killed_at_any_point_leaves_the_old_generation_serving(root: Path, point: str) -> None:
     publish(root, "g1")
     with open_store(root / "churn" / "g1") as store:
@@ -354,7 +438,7 @@ def test_a_publisher_killed_at_any_point_leaves_the_old_generation_serving(root:
     prune(root, "churn")
     left = {path.name for path in (root / "churn").iterdir()}
     assert left == (
-        {"CURRENT", "g1"} if point in ("mid_write", "mid_features", "before_rename") else {"CURRENT", "g1", "g2"}
+        {"CURRENT", "g1"} if point.endswith(("write", "features", "ranking", "rename")) else {"CURRENT", "g1", "g2"}
     )
     if "g2" in left:
         assert verify(root / "churn" / "g2").rows == 50_000, "what is visible is whole"
