@@ -28,7 +28,7 @@ class CustomerScores(msgspec.Struct, frozen=True, kw_only=True):
     scores: Annotated[list[CustomerAnswer], Meta(description="Of each score that knows the customer, by name.")]
     refused: Annotated[
         list[str],
-        Meta(description="Scores that know the customer but are stale, and whose owners have them refused then."),
+        Meta(description="Scores that know the customer, but are stale and refused then by their owners."),
     ]
 
 
