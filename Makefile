@@ -20,7 +20,7 @@ IS_SAMPLE := $(filter $(CURDIR)/dbt_project,$(abspath $(SCOREHOUSE_PROJECT)))
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) \
 	$(if $(IS_SAMPLE),tests/projects/loans/models tests/projects/card_tier)
 
-.PHONY: setup run backfill sets versions train promote rollback rescore leaks test check check-project check-types serve ui bench days lock format clean help
+.PHONY: setup run backfill sets versions train promote rollback rescore key keys revoke leaks test check check-project check-types serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -64,6 +64,15 @@ rescore: setup  ## all predictions of a score's champion are made anew and publi
 
 serve: setup  ## API and pages on 127.0.0.1:8000
 	@$(BIN)/python -m serving
+
+key: setup  ## an API key, shown once (make key NAME=crm MAY="read predict" SCORES=… EXPIRES=2027-01-31 RATE=200 BURST=400)
+	@$(BIN)/python -m serving.keys create "$$NAME" $(if $(MAY),--may "$$MAY") --scores "$$SCORES" --expires "$$EXPIRES" --rate "$$RATE" --burst "$$BURST"
+
+keys: setup  ## all API keys, without their secrets
+	@$(BIN)/python -m serving.keys list
+
+revoke: setup  ## an API key is refused from now on (make revoke KEY=<id or name>)
+	@$(BIN)/python -m serving.keys revoke "$$KEY"
 
 ui: setup  ## Dagster UI on 127.0.0.1:3000
 	@$(BIN)/python -m orchestration.ui

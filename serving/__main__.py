@@ -1,4 +1,7 @@
-"""`python -m serving`: the API and pages under granian, on loopback only. `--help` lists what can be set."""
+"""`python -m serving`: the API and pages under granian, on loopback only until there are API keys.
+
+`--help` lists what can be set.
+"""
 
 import argparse
 import ipaddress
@@ -18,14 +21,16 @@ from litestar import Litestar
 
 from serving.app import app_from_environment
 from serving.catalogue import Catalogue
+from serving.keys import FILE as KEYS
+from serving.keys import KeyFault, any_good
 
 
 def main() -> None:
     settings = _settings()
-    address = _loopback(settings.host)
-    _check_port(settings.host, address, settings.port)
     data = Path(settings.data).absolute()
-    os.environ["SCOREHOUSE_DATA"] = str(data)
+    address = _address(settings.host, data)
+    _check_port(settings.host, address, settings.port)
+    os.environ["SCOREHOUSE_DATA"], os.environ["SCOREHOUSE_WORKERS"] = str(data), str(settings.workers)
     # Beside the workers, which verify the same files: that takes seconds of large ones. No thread, as they are forked.
     told = (data / "generations", settings.host, settings.port)
     multiprocessing.Process(target=_tell, args=told, daemon=True).start()
@@ -92,21 +97,29 @@ def _settings() -> argparse.Namespace:
         if not (given.isascii() and given.isdigit() and 1 <= int(given) <= highest):
             sys.exit(f"--{name} or SCOREHOUSE_{name.upper()} is '{given}', no number from 1 to {highest}.")
         setattr(settings, name, int(given))
+    for name in ("SCOREHOUSE_AUDIT_DAYS", "SCOREHOUSE_JOB_BYTES"):
+        given = environment(name) or "0"
+        if not (given.isascii() and given.isdigit()):
+            sys.exit(f"{name} is '{given}', no whole number.")
     if Path(settings.data).exists() and not Path(settings.data).is_dir():
         sys.exit(f"--data or SCOREHOUSE_DATA is '{settings.data}', no folder. Give the one that make run has written.")
     return settings
 
 
-def _loopback(host: str) -> str:
-    """The address of a host, if it is loopback."""
+def _address(host: str, data: Path) -> str:
+    """The address of a host, if it is loopback or there is a key: without one anybody could read every score."""
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         sys.exit(f"--host or SCOREHOUSE_HOST is '{host}', no IP address.")
-    if not address.is_loopback:
+    try:
+        any_key = any_good(data / KEYS)
+    except KeyFault as fault:
+        sys.exit(f"Refused to serve: {fault}.")
+    if not any_key and not address.is_loopback:
         sys.exit(
-            f"Refused to serve on {host}: there are no API keys yet, so anybody who reaches it could read every score. "
-            "Serve on 127.0.0.1 and put a proxy that authenticates in front of it."
+            f"Refused to serve on {host}: there are no API keys yet, or none that is good any more, so anybody who"
+            " reaches it could read every score. Make one (make key NAME=crm MAY=read), or serve on 127.0.0.1."
         )
     return str(address)
 

@@ -7,9 +7,8 @@
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,23 @@ from litestar.openapi.spec import Components, Tag
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.answers import PROBLEM, Alive, Problem, Readiness
+from serving.audit import Audit
+from serving.bounds import MOST_JOB_BYTES, Bound, Bounds
 from serving.call_list import call_list_handler
-from serving.callers import ANYBODY
+from serving.callers import caller_of, readiness_for
 from serving.catalogue import Catalogue, Clock
 from serving.customers import customers_handlers
 from serving.docs import LocalSwagger, docs_router, openapi_document
-from serving.events import KEY_SETTING, SECURITY, PushedEvents, push_handler
+from serving.events import PushedEvents, push_handler
+from serving.guard import Answered, guarded, guarding
+from serving.keys import FILE as KEYS
+from serving.known_keys import KnownKeys
 from serving.lookups import (
     short,
 )
-from serving.openapi import operation_id
+from serving.openapi import SECURITY, operation_id
 from serving.pages import pages
+from serving.problems import problem_of
 from serving.scores import scores_handlers
 from serving.versions import performance_handler, versions_handlers
 
@@ -61,8 +66,8 @@ def health_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
             503: ResponseSpec(Readiness, generate_examples=False, description="A score, or all, cannot be looked up.")
         },
     )
-    def ready() -> Response[Readiness]:
-        readiness = catalogue.readiness()
+    def ready(request: Request[Any, Any, Any]) -> Response[Readiness]:
+        readiness = readiness_for(caller_of(request.scope), catalogue.readiness())
         return Response(readiness, status_code=503 if readiness.status == "unavailable" else 200)
 
     return [live, ready]
@@ -71,21 +76,27 @@ def health_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 def create_app(
     data: Path,
     *,
-    event_keys: Sequence[str] = (),
     clock: Clock = time.time,
     look_every: float = 0.25,
+    workers: int = 1,
+    audit_days: int = 0,
+    bounds: Bounds = Bounds(),  # noqa: B008 (it is frozen)
+    answered: Answered | None = None,
 ) -> Litestar:
-    """The app over a data folder, whose generations, reports and events may appear later.
+    """The app over a data folder, whose generations, reports, events and keys may appear later.
 
-    `event_keys` are those with which events may be pushed, none if it is empty. `clock`: seconds since 1970.
+    `clock`: seconds since 1970. `workers`: the processes that share a key's rate. `audit_days`: how long the audit log
+    is kept, 0 for none. Raises `KeyFault` if the file of keys can't be read.
     """
     reports = data / "reports"
     catalogue = Catalogue(data / "generations", clock=clock, look_every=look_every)
-    pushed = PushedEvents(data / "events", event_keys)
+    pushed = PushedEvents(data / "events")
+    keys = KnownKeys(data / KEYS, workers)
+    audit = Audit(data / "logs" / "audit", audit_days) if audit_days else None
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with catalogue.serving():
+        async with catalogue.serving(), guarding(keys, audit, look_every):
             try:
                 yield
             finally:
@@ -106,6 +117,7 @@ def create_app(
         lifespan=[lifespan],
         exception_handlers={HTTPException: _http_problem, Exception: _internal_problem},
         logging_config=None,
+        request_max_body_size=None,  # the guard has the bounds of all bodies
         openapi_config=OpenAPIConfig(
             title="Scorehouse",
             version=version("scorehouse"),
@@ -123,16 +135,15 @@ def create_app(
             ],
         ),
     )
-    app.asgi_handler = _known_caller(_answering_head(app.asgi_handler))
+    app.asgi_handler = guarded(
+        _answering_head(app.asgi_handler),
+        keys,
+        known_scores=lambda: catalogue.scores,
+        bounds=bounds,
+        audit=audit,
+        answered=answered,
+    )
     return app
-
-
-def _known_caller(app: ASGIApp) -> ASGIApp:
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["caller"] = ANYBODY  # type: ignore[typeddict-unknown-key]
-        await app(scope, receive, send)
-
-    return answer
 
 
 def _answering_head(app: ASGIApp) -> ASGIApp:
@@ -161,9 +172,13 @@ def app_from_environment() -> Litestar:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-    data = Path(os.environ.get("SCOREHOUSE_DATA") or "data")
-    keys = [key.strip() for key in os.environ.get(KEY_SETTING, "").split(",")]
-    return create_app(data, event_keys=[key for key in keys if key])
+    environment = os.environ.get
+    return create_app(
+        Path(environment("SCOREHOUSE_DATA") or "data"),
+        workers=int(environment("SCOREHOUSE_WORKERS") or 1),
+        audit_days=int(environment("SCOREHOUSE_AUDIT_DAYS") or 30),
+        bounds=Bounds(jobs=Bound(int(environment("SCOREHOUSE_JOB_BYTES") or MOST_JOB_BYTES), by_piece=True)),
+    )
 
 
 def _problem(problem: Problem, headers: dict[str, str] | None = None) -> Response[Problem]:
@@ -183,19 +198,8 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
         methods = {method.strip() for method in headers.pop("allow", "").split(",")} - {""}
         headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         detail = f"{request.method} is not possible at {short(request.scope['path'])}. Possible: {headers['Allow']}."
-    return _problem(
-        Problem(
-            title=HTTPStatus(error.status_code).phrase,
-            status=error.status_code,
-            detail=detail,
-            known_scores=extra.get("known_scores"),
-            known_bands=extra.get("known_bands"),
-            known_sources=extra.get("known_sources"),
-            known_versions=extra.get("known_versions"),
-            errors=extra.get("errors"),
-        ),
-        headers,
-    )
+    error.detail = detail
+    return _problem(problem_of(error, caller_of(request.scope)), headers)
 
 
 def _internal_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:

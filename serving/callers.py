@@ -4,6 +4,8 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from serving.answers import Readiness
+
 Permission = Literal["read", "predict", "jobs", "events", "admin"]
 
 
@@ -30,3 +32,18 @@ def caller_of(scope: Any) -> Caller:
     """Who asks in a request, given its ASGI scope."""
     caller: Caller = scope["caller"]
     return caller
+
+
+READINESS = {
+    "ready": "Scores are served.",
+    "degraded": "Some scores are served from an older generation.",
+    "unavailable": "Some scores, or all, can't be looked up.",
+}
+
+
+def readiness_for(caller: Caller, readiness: Readiness) -> Readiness:
+    """How the server is, as told to a caller: of all scores, naming those alone that he may see."""
+    if caller.scores is None:
+        return readiness
+    scores = [one for one in readiness.scores if caller.may_see(one.score)]
+    return Readiness(status=readiness.status, detail=READINESS[readiness.status], scores=scores)

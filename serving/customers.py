@@ -11,7 +11,6 @@ from litestar.openapi.spec import Example
 from litestar.response.base import ASGIResponse
 
 from serving.answers import CustomerScores, FeaturesAnswer
-from serving.callers import caller_of
 from serving.catalogue import Catalogue
 from serving.lookups import (
     NOT_SERVED,
@@ -43,9 +42,8 @@ def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 
     def answer(request: Request[Any, Any, Any], score: str | None) -> ASGIResponse:
         if not score:
-            known = [name for name in catalogue.scores if caller_of(request.scope).may_see(name)]
-            detail = f"Of which score? Ask with ?score=<name>. Known scores: {', '.join(known) or 'none yet'}."
-            raise ValidationException(detail=detail, extra={"known_scores": known})
+            known = list(catalogue.scores)
+            raise ValidationException(detail="Of which score? Ask with ?score=<name>.", extra={"known_scores": known})
         served = score_to_look_up(catalogue, score, request)
         if not served.generation.features:
             detail = (

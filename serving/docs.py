@@ -11,7 +11,7 @@ from litestar.response.base import ASGIResponse
 from litestar.serialization import encode_json
 from swagger_ui_bundle import swagger_ui_path
 
-from serving.openapi import mended
+from serving.openapi import mended, with_guard
 
 FILES = {  # what /docs/files/ serves of the package
     "swagger-ui.css": "text/css",
@@ -101,7 +101,8 @@ def docs_file(request: Request[Any, Any, Any], name: str) -> ASGIResponse:
 @get("/openapi.json", sync_to_thread=False, include_in_schema=False)
 def openapi_document(request: Request[Any, Any, Any]) -> ASGIResponse:
     """The OpenAPI document."""
-    return ASGIResponse(body=encode_json(mended(request.app.openapi_schema.to_schema())), media_type=MediaType.JSON)
+    document = with_guard(mended(request.app.openapi_schema.to_schema()))
+    return ASGIResponse(body=encode_json(document), media_type=MediaType.JSON)
 
 
 def docs_router() -> Router:

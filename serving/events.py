@@ -4,7 +4,6 @@ The log of a source is a folder of segments, files of one JSON object per line. 
 and no two requests at once. What has been answered 202 is on the disk.
 """
 
-import hmac
 import logging
 import re
 import threading
@@ -21,28 +20,24 @@ from litestar.concurrency import sync_to_thread
 from litestar.exceptions import (
     ClientException,
     HTTPException,
-    NotAuthorizedException,
     NotFoundException,
-    PermissionDeniedException,
     ServiceUnavailableException,
 )
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, RequestBody, Schema, SecurityScheme
+from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import Parameter
 
 from serving.answers import PROBLEM, Accepted, Problem
+from serving.bounds import MOST_BYTES
 from serving.contracts import Contract, faults_of, shortened
 from serving.event_log import Log
 
 log = logging.getLogger("serving")
 
 MOST_EVENTS = 10_000  # of one request
-MOST_BYTES = 10_000_000  # of one request's body
-KEY_SETTING = "SCOREHOUSE_EVENTS_KEY"
-SECURITY = {"events": SecurityScheme(type="http", scheme="bearer", description=f"A key of {KEY_SETTING}.")}
 
 Event = dict[str, Any]
 
@@ -60,29 +55,10 @@ class BadEvents(HTTPException):
 class PushedEvents:
     """The sources that events can be pushed to, from the contracts under a folder, and the logs they are kept in."""
 
-    def __init__(self, folder: Path, keys: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._keys = [key.encode() for key in keys]
         self._lock = threading.Lock()
         self._logs: dict[str, Log] = {}
-
-    def authorise(self, header: str | None) -> None:
-        """Raises unless a request's Authorization names a key. Takes as long for a wrong one as for a right one."""
-        if not self._keys:
-            raise PermissionDeniedException(
-                detail=f"Pushing events is off, as this server has no key for it. Set {KEY_SETTING} in its environment"
-                " (several keys, as while they change, are separated by commas) and start it again."
-            )
-        scheme, _, key = (header or "").partition(" ")
-        given = key.strip().encode("latin-1", "replace")
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise NotAuthorizedException(
-                detail="Events are taken with a key alone: send the header Authorization: Bearer <key>."
-                if header is None
-                else f"The Authorization header has no key of this server's {KEY_SETTING}.",
-                headers={"WWW-Authenticate": 'Bearer realm="events"'},
-            )
 
     def contract(self, source: str) -> Contract:
         """What is asked of a source's events. Raises a 404 that lists the sources there are."""
@@ -168,8 +144,6 @@ class _PushOperation(Operation):
 
 _ANSWERS = {
     400: "The body is no JSON.",
-    401: "The request has no key, or a wrong one.",
-    403: "Pushing events is off: the server has no key.",
     404: "The source is not known; `known_sources` lists those that are.",
     413: f"More than {MOST_EVENTS:,} events or {MOST_BYTES:,} bytes in one request.",
     422: "Events break the contract of the source: `errors` lists the first faults. Nothing of the request is kept.",
@@ -180,7 +154,7 @@ _ABOUT = """Keeps events for the next load of their table. They are on the disk 
 All events of a request are kept, or none. A repetition changes nothing: an event is known by the key of its source.
 What a column is and which are required is declared in the dbt project; null is allowed where nothing is required.
 
-    curl -H "Authorization: Bearer $SCOREHOUSE_EVENTS_KEY" -H "Content-Type: application/json" \\
+    curl -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \\
          -d '[{"visit_id": 1, "amount": 2.5}]' http://127.0.0.1:8000/events/visits
 """
 
@@ -191,11 +165,9 @@ def push_handler(pushed: PushedEvents) -> HTTPRouteHandler:
     @post(
         "/events/{source:str}",
         status_code=202,
-        request_max_body_size=None,  # _body has a limit
         tags=["events"],
         summary="Push events",
         description=_ABOUT,
-        security=[{"events": []}],
         operation_class=_PushOperation,
         responses={
             status: ResponseSpec(Problem, generate_examples=False, description=description, media_type=PROBLEM)
@@ -206,26 +178,8 @@ def push_handler(pushed: PushedEvents) -> HTTPRouteHandler:
         request: Request[Any, Any, Any],
         source: Annotated[str, Parameter(description="Name of a source of events: the dbt project declares it.")],
     ) -> Accepted:
-        pushed.authorise(request.headers.get("authorization"))
         contract = await sync_to_thread(pushed.contract, source)
-        body = await _body(request)
+        body = await request.body()
         return await sync_to_thread(pushed.take, contract, body)  # it waits for the disk
 
     return push_events
-
-
-async def _body(request: Request[Any, Any, Any]) -> bytes:
-    """The body of a request. One that is too long is read on for a while: who still sends does not hear an answer."""
-    size = 0
-    chunks: list[bytes] = []
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= MOST_BYTES:
-            chunks.append(chunk)
-        elif size > 10 * MOST_BYTES:
-            break
-    if size > MOST_BYTES:
-        raise RequestEntityTooLarge(
-            detail=f"The body has more than the {MOST_BYTES:,} bytes that one request may have. Send several."
-        )
-    return b"".join(chunks)

@@ -36,16 +36,21 @@ NOT_SERVED = problem_spec(
 
 def served_score(catalogue: Catalogue, score: str, request: Request[Any, Any, Any]) -> Served:
     """What is served of a score to who asks. Raises the problem to answer with if nothing is."""
-    caller = caller_of(request.scope)
+    known = list(catalogue.scores)
+    if not caller_of(request.scope).may_see(score):
+        raise unknown_score(score, known)
     served = catalogue.scores.get(score)
-    if served is not None and caller.may_see(score):
+    if served is not None:
         return served
-    known = [name for name in catalogue.scores if caller.may_see(name)]
-    if caller.may_see(score) and (fault := catalogue.faults.get(score)):
+    if fault := catalogue.faults.get(score):
         detail = f"Score '{score}' cannot be served: {fault}. Publish anew or roll back."
         raise ServiceUnavailableException(detail=detail, extra={"known_scores": known})
-    detail = f"Unknown score '{short(score)}'. Known scores: {', '.join(known) or 'none yet'}."
-    raise NotFoundException(detail=detail, extra={"known_scores": known})
+    raise unknown_score(score, known)
+
+
+def unknown_score(score: str, known: list[str]) -> NotFoundException:
+    """The problem that a score is not known; those that are it lists, as far as who asks may see them."""
+    return NotFoundException(detail=f"Unknown score '{short(score)}'.", extra={"known_scores": known})
 
 
 def score_to_look_up(catalogue: Catalogue, score: str, request: Request[Any, Any, Any]) -> Served:
@@ -75,6 +80,6 @@ def id_as_sent(request: Request[Any, Any, Any], behind: int, before: bytes = b""
     return unquote(raw.removesuffix(before).split(b"/", behind)[behind].decode("latin-1"))
 
 
-def short(text: str) -> str:
+def short(text: str, most: int = 100) -> str:
     """A caller's text as an error message repeats it."""
-    return text if len(text) <= 100 else text[:100] + "…"
+    return text if len(text) <= most else text[:most] + "…"

@@ -3,10 +3,21 @@
 from typing import Any
 
 from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.spec import SecurityScheme
 
 from serving.answers import PROBLEM
 
 _PROBLEM = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+SECURITY = {"key": SecurityScheme(type="http", scheme="bearer", description="A key of this server: make key.")}
+_REFUSALS = {
+    "401": "The request has no key, or none that is good. Where the server has no keys, none is needed.",
+    "403": "The key may not do this; `detail` names the permission that it needs.",
+    "414": "Path and query are too long.",
+    "429": "The key's requests of a second are used up; Retry-After says when there are more.",
+    "431": "The headers are too long.",
+}
+_REFUSALS_OF_BODIES = {"408": "The body did not come in time.", "413": "The body is too long."}
 
 
 def operation_id(handler: HTTPRouteHandler, *_: object) -> str:
@@ -27,6 +38,19 @@ def mended(document: dict[str, Any]) -> dict[str, Any]:
                     document["components"]["schemas"][name] = content["schema"]
                     content["schema"] = {"$ref": f"#/components/schemas/{name}"}
     _mend(document)
+    return document
+
+
+def with_guard(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document with what the guard does: each operation needs a key, /health apart, and may be refused."""
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            if not isinstance(operation, dict) or path.startswith("/health/"):
+                continue
+            operation["security"] = [{name: []} for name in SECURITY]
+            told = _REFUSALS | (_REFUSALS_OF_BODIES if "requestBody" in operation else {})
+            for status, description in told.items():
+                operation["responses"].setdefault(status, {"description": description, "content": _PROBLEM})
     return document
 
 

@@ -17,6 +17,7 @@ from litestar.exceptions import NotFoundException
 from litestar.params import Parameter
 from markupsafe import Markup
 
+from serving.callers import caller_of, readiness_for
 from serving.catalogue import Catalogue, Served
 from serving.feature_catalogue import feature_views, read_features
 from serving.generation import CustomerScore
@@ -81,13 +82,16 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
     """The routes of the pages over a catalogue and a folder of reports."""
 
     @get("/")
-    async def overview() -> Response[str]:
+    async def overview(request: Request[Any, Any, Any]) -> Response[str]:
+        caller = caller_of(request.scope)
         found = await asyncio.to_thread(find_reports, reports)
-        readiness = catalogue.readiness()
+        readiness = readiness_for(caller, catalogue.readiness())
         return _render(
             "overview.html",
             here="scores",
-            scores=[score_view(served.summary(), found) for served in catalogue.scores.values()],
+            scores=[
+                score_view(one.summary(), found) for score, one in catalogue.scores.items() if caller.may_see(score)
+            ],
             readiness=readiness,
             faults=[one.fault for one in readiness.scores if one.fault],
         )
@@ -103,7 +107,7 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
         performance = await asyncio.to_thread(read_performance, reports, score) if score in catalogue.scores else None
         served = catalogue.scores.get(score)  # read only after the last await: from here on nothing replaces the store
         if served is None:
-            known = ", ".join(catalogue.scores) or "none yet"
+            known = ", ".join(filter(caller_of(request.scope).may_see, catalogue.scores)) or "none yet"
             return _render("not_found.html", 404, here="", detail=f"There is no score '{score[:100]}'. Known: {known}.")
         asked = customer_id.strip() if customer_id else None
         examples = _examples(served)
@@ -136,10 +140,11 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
         )
 
     @get("/reports")
-    async def report_index() -> Response[str]:
+    async def report_index(request: Request[Any, Any, Any]) -> Response[str]:
+        may_see = caller_of(request.scope).may_see
         titles = {name: served.generation.title for name, served in catalogue.scores.items()}
-        found = await asyncio.to_thread(find_reports, reports)
-        told = await asyncio.to_thread(all_versions, reports)
+        found = [one for one in await asyncio.to_thread(find_reports, reports) if may_see(one.score)]
+        told = [one for one in await asyncio.to_thread(all_versions, reports) if may_see(one.score)]
         return _render("reports.html", here="reports", reports=found, titles=titles, told=told)
 
     @get("/features")

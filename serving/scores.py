@@ -151,7 +151,7 @@ def all_scores_of(catalogue: Catalogue, request: Request[Any, Any, Any], custome
     answers = {name: catalogue.scores[name].customer(customer_id) for name in known}
     told = {name: answer for name, answer in answers.items() if answer is not None}
     if not told:
-        detail = f"Unknown customer '{short(customer_id)}': no score knows it ({', '.join(known) or 'there is none'})."
+        detail = f"Unknown customer '{short(customer_id)}': no score knows it."
         raise NotFoundException(detail=detail, extra={"known_scores": known})
     refused = [name for name in told if catalogue.scores[name].refusal() is not None]
     scores = b",".join(answer for name, answer in told.items() if name not in refused)

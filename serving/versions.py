@@ -12,7 +12,7 @@ from litestar.params import Parameter
 
 from ml.realised import Performance
 from serving.catalogue import Catalogue
-from serving.lookups import NOT_SERVED, ScoreName, id_as_sent, problem_spec, served_score, short
+from serving.lookups import NOT_SERVED, ScoreName, id_as_sent, problem_spec, served_score, short, unknown_score
 from serving.model_cards import DATA, VersionCard, Versions, all_versions, card_file, read_versions
 from serving.performance import read_performance
 
@@ -32,8 +32,7 @@ def versions_handlers(catalogue: Catalogue, reports: Path) -> list[HTTPRouteHand
                 detail=f"Score '{score}' has no model cards yet; the next run of the pipeline writes them."
             )
         known = sorted({*catalogue.scores, *(versions.score for versions in all_versions(reports))})
-        detail = f"Unknown score '{short(score)}'. Known scores: {', '.join(known) or 'none yet'}."
-        raise NotFoundException(detail=detail, extra={"known_scores": known})
+        raise unknown_score(score, known)
 
     @get(
         "/scores/{score:str}/versions",

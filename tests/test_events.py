@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -35,13 +36,13 @@ from serving import event_log
 from serving import events as pushing
 from serving.answers import Problem
 from serving.app import create_app
+from serving.keys import create_key
 from tests.conftest import REPOSITORY
 from tests.test_api import eventually, free_port
 from tests.test_declarations import manifest
 from tests.test_landing import quarantined
 from tests.test_loading import load, source
 
-KEY = "the-key-of-a-shop"
 TYPES = {
     "order_no": "bigint",
     "amount": "decimal(38, 19)",
@@ -88,11 +89,16 @@ def client(log: Path) -> Iterator[Client]:
 
 
 @contextmanager
-def client_of(log: Path, *keys: str) -> Iterator[Client]:
-    app = create_app(log.parent.parent, event_keys=keys or [KEY])
-    with TestClient(app) as client:
-        client.headers["Authorization"] = f"Bearer {KEY}"
+def client_of(log: Path) -> Iterator[Client]:
+    key = a_key(log.parent.parent)
+    with TestClient(create_app(log.parent.parent)) as client:
+        client.headers["Authorization"] = f"Bearer {key}"
         yield client
+
+
+def a_key(data: Path, *may: str) -> str:
+    """A new key to push events with."""
+    return create_key(data / "keys.json", f"shop-{secrets.token_hex(4)}", list(may) or ["events"])[1]
 
 
 @pytest.fixture
@@ -233,35 +239,32 @@ def test_more_events_or_bytes_than_one_request_may_have_are_refused(client: Clie
     assert len(kept(log)) == 10_000
 
 
-def test_only_who_has_a_key_may_push(log: Path) -> None:
-    with client_of(log, "old-key", KEY) as client:
-        push(client, order(1))
-        assert client.post("/events/orders", json=order(2), headers={"Authorization": "bearer old-key"}).is_success
-        for header in ("Bearer wrong", "Bearer", "Basic " + KEY, KEY, f"Bearer {KEY}x", "Bearer old-key,", "Bearer é"):
-            answer = client.post("/events/nonsense", content=b"{", headers=[("Authorization", header.encode())])
-            assert answer.status_code == 401, header
-            assert answer.headers["www-authenticate"] == 'Bearer realm="events"'
-            assert KEY not in answer.text and "orders" not in answer.text
-        del client.headers["Authorization"]
-        assert "Authorization: Bearer <key>" in refused(client, b"{}", 401).detail
+def test_only_who_has_a_key_for_it_may_push(client: Client, log: Path) -> None:
+    push(client, order(1))
+    key = client.headers.pop("Authorization").removeprefix("Bearer ")
+    assert client.post("/events/orders", json=order(2), headers={"Authorization": f"bearer {key}"}).is_success
+    for header in ("Bearer wrong", "Bearer", f"Basic {key}", key, f"Bearer {key}x", f"Bearer {key},", "Bearer é"):
+        answer = client.post("/events/nonsense", content=b"{", headers=[("Authorization", header.encode())])
+        assert answer.status_code == 401, header
+        assert answer.headers["www-authenticate"] == 'Bearer realm="scorehouse"'
+        assert key not in answer.text and "orders" not in answer.text
+    assert "Authorization: Bearer <key>" in refused(client, b"{}", 401).detail
     assert len(kept(log)) == 2
 
 
-def test_without_a_key_pushing_is_off_and_it_says_how_to_switch_it_on(
-    log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from serving.app import app_from_environment
+def test_a_key_that_may_only_read_is_told_what_it_lacks(log: Path) -> None:
+    key = a_key(log.parent.parent, "read", "predict")
+    with TestClient(create_app(log.parent.parent)) as client:
+        detail = refused(client, b"{", 403, Authorization=f"Bearer {key}").detail
+    assert detail.endswith("may not do this: it needs the permission 'events' and has predict, read.")
 
-    monkeypatch.setenv("SCOREHOUSE_DATA", str(log.parent.parent))
-    for off in ("", " , "):
-        monkeypatch.setenv("SCOREHOUSE_EVENTS_KEY", off)
-        with TestClient(app_from_environment()) as client:
-            detail = refused(client, b"{}", 403, Authorization="Bearer ").detail
-        assert "Pushing events is off" in detail and "Set SCOREHOUSE_EVENTS_KEY" in detail
-    monkeypatch.setenv("SCOREHOUSE_EVENTS_KEY", f"new, {KEY}")
-    with TestClient(app_from_environment()) as client:
-        client.headers["Authorization"] = f"Bearer {KEY}"
-        push(client, order(1))
+
+def test_without_a_key_pushing_is_off_and_it_says_how_to_switch_it_on(log: Path) -> None:
+    with TestClient(create_app(log.parent.parent, look_every=0.02)) as client:
+        detail = refused(client, b"{}", 403, Authorization="Bearer ").detail
+        assert "Pushing events is off" in detail and "make key NAME=shop MAY=events" in detail
+        client.headers["Authorization"] = f"Bearer {a_key(log.parent.parent)}"
+        eventually(lambda: client.post("/events/orders", json=order(1)).status_code == 202)
 
 
 @pytest.mark.parametrize("name", ["nonsense", "..", "%2e%2e", "orders%00", "x" * 300, "ORDERS", "é"])
@@ -274,13 +277,16 @@ def test_an_unknown_source_is_told_with_the_known_ones(client: Client, name: str
     assert problem.known_sources == ["orders"]
 
 
-def test_pushing_is_documented_with_every_answer_and_an_example(client: Client) -> None:
-    document = client.get("/openapi.json").json()
+def test_pushing_is_documented_with_every_answer_and_an_example(tmp_path: Path) -> None:
+    with TestClient(create_app(tmp_path)) as client:
+        document = client.get("/openapi.json").json()
     operation = document["paths"]["/events/{source}"]["post"]
-    assert set(operation["responses"]) == {"202", "400", "401", "403", "404", "413", "422", "503"}
+    assert set(operation["responses"]) == {
+        *("202", "400", "401", "403", "404", "408", "413", "414", "422", "429", "431", "503")
+    }
     for status, answer in operation["responses"].items():
         assert list(answer["content"]) == ["application/json" if status == "202" else "application/problem+json"]
-    assert 'curl -H "Authorization: Bearer $SCOREHOUSE_EVENTS_KEY"' in operation["description"]
+    assert 'curl -H "Authorization: Bearer $KEY"' in operation["description"]
     (scheme,) = operation["security"][0]
     assert document["components"]["securitySchemes"][scheme]["scheme"] == "bearer"
     body = operation["requestBody"]["content"]["application/json"]
@@ -725,12 +731,13 @@ class Server:
 
     def __init__(self, data: Path) -> None:
         self.port = free_port()
+        self.key = a_key(data)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SCOREHOUSE_")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving", "--data", str(data), "--port", str(self.port), "--workers", "2"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=environment | {"SCOREHOUSE_EVENTS_KEY": KEY},
+            env=environment,
             cwd=REPOSITORY,
         )
         eventually(self.is_up, 30)
@@ -738,7 +745,7 @@ class Server:
     def post(self, *events: dict[str, Any]) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request("POST", "/events/orders", json.dumps(events), {"Authorization": f"Bearer {KEY}"})
+            connection.request("POST", "/events/orders", json.dumps(events), {"Authorization": f"Bearer {self.key}"})
             response = connection.getresponse()
             response.read()
             return response.status

@@ -163,7 +163,7 @@ def test_without_an_id_an_example_is_shown(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "customer_id", ["nobody", "<script>alert(1)</script>", "x" * 5000, "\0", "%00", "é", "../..", "'\""]
+    "customer_id", ["nobody", "<script>alert(1)</script>", "x" * 3000, "\0", "%00", "é", "../..", "'\""]
 )
 def test_an_unknown_customer_is_said_to_be_unknown(client: Client, customer_id: str) -> None:
     answer = client.get("/pages/churn", params={"customer_id": customer_id})
