@@ -74,10 +74,14 @@ def unknown_customer(served: Served, customer_id: str) -> NoReturn:
 def id_as_sent(request: Request[Any, Any, Any], behind: int, before: bytes = b"") -> str:
     """The id between the first `behind` parts of the path and its end, which is `before`.
 
-    As it was sent: of a path parameter the router has stripped and merged slashes.
+    As it was sent: of a path parameter the router has stripped and merged slashes. Raises a 404 where the parts before
+    it are not written plainly (//, %2F): it could not be told then where the id begins.
     """
     raw: bytes = request.scope["raw_path"].partition(b"?")[0]
-    return unquote(raw.removesuffix(before).split(b"/", behind)[behind].decode("latin-1"))
+    parts = raw.removesuffix(before).split(b"/", behind)
+    if len(parts) <= behind or parts[behind - 1] not in (b"customers", b"versions"):
+        raise NotFoundException(detail=f"Nothing is at {short(raw.decode('latin-1'))}.")
+    return unquote(parts[behind].decode("latin-1"))
 
 
 def short(text: str, most: int = 100) -> str:
