@@ -23,7 +23,7 @@ from serving import audit as auditing
 from serving.answers import Problem
 from serving.app import create_app
 from serving.audit import Asked, Audit
-from serving.bodies import Bound, Bounds, TooSlow, bounded
+from serving.bounds import Bound, Bounds, TooSlow, bounded
 from serving.contracts import Column, Contract
 from serving.keys import create_key, revoke_key
 from tests.sample_generations import publish
