@@ -103,7 +103,7 @@ def encode(encoder: Encoder, rows: "pa.Table | pa.RecordBatch") -> "NDArray[np.f
             _write_codes(column, values, matrix[:, position])
         else:
             with np.errstate(over="ignore"):  # what becomes infinite is made finite again
-                matrix[:, position] = _as_numbers(column, values)
+                matrix[:, position] = as_numbers(column.type, values)
             np.clip(matrix[:, position], -LARGEST, LARGEST, out=matrix[:, position])
     return matrix
 
@@ -159,12 +159,12 @@ def _write_codes(column: Column, values: pa.Array, codes: "NDArray[np.float32]")
         codes[values.is_null().to_numpy(zero_copy_only=False)] = np.nan
 
 
-def _as_numbers(column: Column, values: pa.Array) -> "NDArray[Any]":
+def as_numbers(kind: ColumnType, values: pa.Array) -> "NDArray[Any]":
     """The values as numpy floats, NaN where null."""
     numbers = values
-    if column.type == "date":
+    if kind == "date":
         numbers = values.cast(pa.date32()).cast(pa.int32())
-    elif column.type == "timestamp":
+    elif kind == "timestamp":
         seconds = values.cast(pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
         numbers = pc.divide(seconds.cast(pa.float64(), safe=False), float(SECONDS_OF_A_DAY))
     floats = numbers.cast(pa.float64(), safe=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from ml.metrics import Kind
     from ml.registry import Model
     from ml.scores import Score
+
+
+class Judged(NamedTuple):
+    """What is said of rows: their scores (rows,) and the places (rows,) of their bands among the names, -1 for none.
+
+    Of a category the score is the probability of the likeliest class, which is its band, and `by_class` (rows, classes)
+    has the probability of each, in the order of the names; of others it is None.
+    """
+
+    scores: "NDArray[np.float64]"
+    places: "NDArray[np.int64]"
+    names: tuple[str, ...]
+    by_class: "NDArray[np.float64] | None"
+
+    def bands(self) -> pa.Array:
+        return pa.array(self.names, pa.string()).take(pa.array(self.places, pa.int64(), mask=self.places < 0))
 
 
 def raw_scores(booster: "CatBoost", features: "NDArray[np.float32]") -> "NDArray[np.float64]":
@@ -76,22 +92,17 @@ def score_batch(model: "Model", score: "Score", rows: pa.RecordBatch, scored_at:
         raise EncodingError(f"the rows lack their key: {', '.join(absent)}")
     card = model.card
     matrix = encode(card.encoder, rows)
-    scores = _scores(model, matrix)
-    likeliest, more = None, {}
-    if card.kind == "category":
-        likeliest = scores.argmax(axis=1)
-        more["probabilities"] = _by_class(card.classes, scores)
-        scores = scores[np.arange(len(scores)), likeliest]
-        bands = pa.array(card.classes, pa.string()).take(pa.array(likeliest))
-    else:
-        bands = bands_of(scores, score.bands)
+    found = judged(model, matrix, score.bands)
+    bands = found.bands()
+    likeliest = found.places if card.kind == "category" else None
+    more = {} if found.by_class is None else {"probabilities": by_class(card.classes, found.by_class)}
     keys = {name: rows.column(name) for name in score.entity}
     length = rows.num_rows
     return pa.RecordBatch.from_pydict(
         {
             **keys,
             "as_of_date": rows.column(score.as_of),
-            "score": pa.array(scores, pa.float64()),
+            "score": pa.array(found.scores, pa.float64()),
             "band": bands,
             "reasons": _reasons(model, score, rows, matrix, bands, likeliest),
             **more,
@@ -101,7 +112,16 @@ def score_batch(model: "Model", score: "Score", rows: pa.RecordBatch, scored_at:
     )
 
 
-def _by_class(classes: Sequence[str], scores: "NDArray[np.float64]") -> pa.MapArray:
+def judged(model: "Model", matrix: "NDArray[np.float32]", bands: Mapping[str, float]) -> Judged:
+    """What is said of the rows of an encoded matrix; `bands` are of no matter to a category."""
+    scores = _scores(model, matrix)
+    if model.card.kind != "category":
+        return Judged(scores, *_placed(scores, bands), None)
+    likeliest = scores.argmax(axis=1)
+    return Judged(scores[np.arange(len(scores)), likeliest], likeliest, model.card.classes, scores)
+
+
+def by_class(classes: Sequence[str], scores: "NDArray[np.float64]") -> pa.MapArray:
     """Of each row its probabilities (rows, classes) by class."""
     names = pa.array(np.tile(np.arange(len(classes)), len(scores)), pa.int32())
     return pa.MapArray.from_arrays(
@@ -141,6 +161,10 @@ def _drawn(keys: Sequence[pa.Array], share: float) -> "NDArray[np.bool_]":
 
 def bands_of(scores: "NDArray[Any]", bands: Mapping[str, float]) -> pa.Array:
     """For each score the highest band that starts at or below it; null below the lowest, or without bands."""
+    return Judged(scores, *_placed(scores, bands), None).bands()
+
+
+def _placed(scores: "NDArray[Any]", bands: Mapping[str, float]) -> "tuple[NDArray[np.int64], tuple[str, ...]]":
+    """The place of each score's band among the names, which are the lowest first; -1 for none."""
     lowest_first = sorted(bands, key=lambda name: bands[name])
-    place = np.searchsorted([bands[name] for name in lowest_first], scores, side="right") - 1
-    return pa.array(lowest_first, pa.string()).take(pa.array(place, pa.int64(), mask=place < 0))
+    return np.searchsorted([bands[name] for name in lowest_first], scores, side="right") - 1, tuple(lowest_first)

@@ -125,10 +125,10 @@ def _column(rows: Sequence[Mapping[str, Any]], feature: Feature, faults: list[Fa
         except ValueError as expected:
             told = f"is {_short(value)}, {expected} (its type: {feature.data_type})"
             faults.append(Fault(row=number, feature=name, fault=told))
-    return _decimals(stored, kind) if pa.types.is_decimal(kind) else pa.array(stored, kind)
+    return decimals(stored, kind) if pa.types.is_decimal(kind) else pa.array(stored, kind)
 
 
-def _decimals(unscaled: Sequence[int | None], kind: pa.DataType) -> pa.Array:
+def decimals(unscaled: Sequence[int | None], kind: pa.DataType) -> pa.Array:
     """Decimals from their digits. As bytes, since HUGEINT, 39 digits, comes as a decimal of 38 from the warehouse."""
     valid = pa.array([number is not None for number in unscaled], pa.bool_())
     data = b"".join((number or 0).to_bytes(16, "little", signed=True) for number in unscaled)
