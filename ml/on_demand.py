@@ -5,7 +5,7 @@ The numbers, bands and reasons are those of a batch, to the bit. `predict` takes
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,12 +16,14 @@ from ml import explanation
 from ml.declarations import Feature
 from ml.encoding import encode
 from ml.few_rows import FewRowsEncoder, encode_few, few_rows_encoder
-from ml.prediction import by_class, judged
-from ml.registry import Model, load
+from ml.prediction import Judged, by_class, judged
+from ml.registry import Model
 from ml.sentences import sentence, subject
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Knots = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
 
 FEW = 10  # rows that an event loop may wait for
 
@@ -29,16 +31,16 @@ REASON = pa.struct([*explanation.REASON, pa.field("text", pa.string())])
 
 
 class Scorer(msgspec.Struct, frozen=True, kw_only=True):
-    """A model, and what its generation says of how its scores are told. Made by `make_scorer` or `load_scorer`.
+    """A model, and what its generation says of how its scores are told. Made by `make_scorer`.
 
-    `knots` are scores and percentiles to interpolate between, None where they are not known; `top` is how many reasons
-    the score's owner has told.
+    `knots` are scores and percentiles to interpolate between, of a category by class, else under ""; none where they
+    are not known. `top` is how many reasons the score's owner has told.
     """
 
     model: Model
     features: tuple[Feature, ...]
     bands: dict[str, float]
-    knots: "tuple[NDArray[np.float64], NDArray[np.float64]] | None"
+    knots: "dict[str, Knots]"
     top: int
     few: FewRowsEncoder
     subjects: dict[str, str]
@@ -48,32 +50,24 @@ def make_scorer(
     model: Model,
     features: Sequence[Feature],
     bands: Mapping[str, float],
-    quantiles: Sequence[float] = (),
+    quantiles: Mapping[str, Sequence[float]] = MappingProxyType({}),
     top: int = 3,
 ) -> Scorer:
     """The scorer of a model for rows of exactly these features, those of a generation.
 
-    `quantiles` are the values of the generation's customers at 0 to 100 percent, evenly spaced; there is no percentile
-    where they are not known, nor of a category, whose customers are compared within their class.
+    `quantiles` are the values of the generation's customers at 0 to 100 percent, evenly spaced: of a category by class,
+    else under "". There is no percentile where they are not known.
     Raises `EncodingError` if the model reads others, `UnknownType` if one has a type that no feature can have.
     """
     return Scorer(
         model=model,
         features=tuple(features),
         bands=dict(bands),
-        knots=None if model.card.kind == "category" else _knots(quantiles),
+        knots={of: _knots(values) for of, values in quantiles.items()},
         top=top,
         few=few_rows_encoder(model.card.encoder, features),
         subjects={feature.name: subject(feature.name, feature.description) for feature in features},
     )
-
-
-def load_scorer(
-    folder: Path, features: Sequence[Feature], bands: Mapping[str, float], quantiles: Sequence[float], top: int
-) -> Scorer:
-    """The scorer of the model in a generation's folder. Raises `CorruptModel` if its files are not what was saved, and
-    as `make_scorer` does."""
-    return make_scorer(load(folder), features, bands, quantiles, top)
 
 
 def predict(scorer: Scorer, rows: pa.RecordBatch, reasons: bool = False) -> pa.RecordBatch:
@@ -90,7 +84,7 @@ def predict(scorer: Scorer, rows: pa.RecordBatch, reasons: bool = False) -> pa.R
     columns = {
         "value": pa.array(found.scores, pa.float64()),
         "band": found.bands(),
-        "percentile": pa.array(_percentiles(scorer, found.scores), pa.float64(), from_pandas=True),
+        "percentile": pa.array(_percentiles(scorer, found), pa.float64(), from_pandas=True),
     }
     if found.by_class is not None:
         columns["probabilities"] = by_class(found.names, found.by_class)
@@ -116,7 +110,7 @@ def predict_few(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> list[dict[
             "percentile": None if percentile != percentile else percentile,
         }
         for value, place, percentile in zip(
-            found.scores.tolist(), found.places.tolist(), _percentiles(scorer, found.scores).tolist(), strict=True
+            found.scores.tolist(), found.places.tolist(), _percentiles(scorer, found).tolist(), strict=True
         )
     ]
     if found.by_class is not None:
@@ -125,16 +119,15 @@ def predict_few(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> list[dict[
     return told
 
 
-def _knots(quantiles: Sequence[float]) -> "tuple[NDArray[np.float64], NDArray[np.float64]] | None":
+def _knots(quantiles: Sequence[float]) -> "Knots":
     """Scores, ascending, and the percent of customers scored no higher than each, to interpolate between.
 
     Customers of equal score are several quantiles: just below it there are fewer of them, from it on all.
     """
-    if len(quantiles) < 2:
-        return None
     percents = np.linspace(0, 100, len(quantiles))
     values, first, count = np.unique(quantiles, return_index=True, return_counts=True)
-    scores, places = [], []
+    scores: list[float] = []
+    places: list[int] = []
     for value, start, equal in zip(values, first, count, strict=True):
         below = np.nextafter(value, -np.inf)
         if equal > 1 and (not scores or scores[-1] < below):
@@ -145,11 +138,17 @@ def _knots(quantiles: Sequence[float]) -> "tuple[NDArray[np.float64], NDArray[np
     return np.array(scores), percents[places]
 
 
-def _percentiles(scorer: Scorer, scores: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """NaN where they are not known."""
-    if scorer.knots is None:
-        return np.full(len(scores), np.nan)
-    return np.interp(scores, *scorer.knots, left=0.0)
+def _percentiles(scorer: Scorer, found: Judged) -> "NDArray[np.float64]":
+    """With two decimals; NaN where they are not known."""
+    if found.by_class is None and "" in scorer.knots:
+        return np.round(np.interp(found.scores, *scorer.knots[""], left=0.0), 2)
+    percentiles = np.full(len(found.scores), np.nan)
+    if found.by_class is not None:
+        for place, name in enumerate(found.names):
+            if name in scorer.knots:
+                its = found.places == place
+                percentiles[its] = np.round(np.interp(found.scores[its], *scorer.knots[name], left=0.0), 2)
+    return percentiles
 
 
 def _with_texts(told: pa.ListArray, subjects: Mapping[str, str], classes: pa.Array | None) -> pa.ListArray:

@@ -28,6 +28,7 @@ import pyarrow as pa
 from ml.declarations import Feature
 
 NUMBERS = (int, float)
+NOT_KNOWN = "is not known"
 MOST_TOLD = 20  # faults that a message lists
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LARGEST_DOUBLE = float(np.finfo(np.float64).max)
@@ -98,7 +99,7 @@ def read_rows(rows: Sequence[Mapping[str, Any]], features: Sequence[Feature]) ->
     """
     known = {feature.name for feature in features}
     faults = [
-        Fault(row=number, feature=_short(name).strip('"'), fault="is not known")
+        Fault(row=number, feature=_short(name).strip('"'), fault=NOT_KNOWN)
         for number, row in enumerate(rows, 1)
         for name in row
         if name not in known
@@ -166,11 +167,16 @@ def reader(data_type: str) -> Reader:
         return _timestamp_reader(DECIMALS[kind.unit], zoned=kind.tz is not None)
     if pa.types.is_string(kind):
         return _text
+    return _integer_reader(*integer_range(data_type))
+
+
+def integer_range(data_type: str) -> tuple[int, int]:
+    """The least and the largest number of an integer type."""
     # A UHUGEINT of 128 bits is negative in the warehouse's own Arrow, so it could not be trained on.
-    bits = 128 if data_type.endswith("HUGEINT") else kind.bit_width
+    bits = 128 if data_type.endswith("HUGEINT") else arrow_type(data_type).bit_width
     signed = not data_type.startswith("U") or bits == 128
     most = (1 << (bits - signed)) - 1
-    return _integer_reader(0 if data_type.startswith("U") else -most - 1, most)
+    return 0 if data_type.startswith("U") else -most - 1, most
 
 
 def _boolean(value: Any) -> bool:

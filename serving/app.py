@@ -28,7 +28,7 @@ from serving.call_list import call_list_handler
 from serving.callers import caller_of, readiness_for
 from serving.catalogue import Catalogue, Clock
 from serving.customers import customers_handlers
-from serving.docs import LocalSwagger, docs_router, openapi_document
+from serving.docs import LocalSwagger, docs_router, document_handler
 from serving.events import PushedEvents, push_handler
 from serving.guard import Answered, guarded, guarding
 from serving.keys import FILE as KEYS
@@ -38,6 +38,7 @@ from serving.lookups import (
 )
 from serving.openapi import SECURITY, operation_id
 from serving.pages import pages
+from serving.predicting import predict_handlers
 from serving.problems import problem_of
 from serving.scores import scores_handlers
 from serving.versions import performance_handler, versions_handlers
@@ -110,8 +111,9 @@ def create_app(
             performance_handler(catalogue, reports),
             *health_handlers(catalogue),
             *versions_handlers(catalogue, reports),
+            *predict_handlers(catalogue),
             push_handler(pushed),
-            openapi_document,
+            document_handler(catalogue),
             *pages(catalogue, reports),
         ],
         lifespan=[lifespan],

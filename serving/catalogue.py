@@ -14,12 +14,17 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from serving.answers import FeaturesAnswer, Readiness, ScoreReadiness, ScoreSummary, summarise
 from serving.revalidation import Validators
+from serving.scorers import NoScorer, broken_scorer, load_scorer
 from serving.store import CorruptGeneration, Store, current, open_store, published_scores
+
+if TYPE_CHECKING:
+    from ml.on_demand import Scorer
 
 log = logging.getLogger("serving")
 
@@ -35,6 +40,7 @@ class Served:
     def __init__(self, store: Store, clock: Clock = time.time) -> None:
         self.store = store
         self.generation = store.generation
+        self.scorer: Scorer | NoScorer | None = None  # None: it is not loaded yet
         self._clock = clock
         names = [msgspec.json.encode(feature.name) + b":" for feature in self.generation.features]
         self._names = [name if place == 0 else b"," + name for place, name in enumerate(names)]
@@ -168,6 +174,7 @@ class Catalogue:
     async def _follow(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
+                await asyncio.to_thread(self._load_scorers)
                 self.take_over(await asyncio.to_thread(self.look))
             except Exception:  # whatever it is, the scores at hand are served on
                 log.exception("could not look for new generations")
@@ -201,12 +208,21 @@ class Catalogue:
             served = self.scores.get(score)
             if served and served.name == name:
                 return Found(score)
-            return Found(score, served=Served(open_store(self.root / score / name), self._clock))
+            found = Served(open_store(self.root / score / name), self._clock)
+            if served:  # which serves on meanwhile; else lookups come first
+                found.scorer = load_scorer(self.root / score / name, found.generation)
+            return Found(score, served=found)
         except CorruptGeneration as error:
             return Found(score, fault=str(error))
         except Exception as error:  # a fault of one score must not stop the others
             log.exception("%s: could not be read", score)
             return Found(score, fault=f"{score}: could not be read ({type(error).__name__})")
+
+    def _load_scorers(self) -> None:
+        """Load what predicts on demand of the scores that were served without it, as lookups could begin earlier so."""
+        for served in self.scores.values():
+            if served.scorer is None:
+                served.scorer = load_scorer(self.root / served.generation.score / served.name, served.generation)
 
     def take_over(self, found: list[Found]) -> None:
         """Serve what `look` has found. To be called on the event loop."""
@@ -240,7 +256,7 @@ class Catalogue:
                     generation=summary.generation if summary else None,
                     as_of_date=summary.as_of_date if summary else None,
                     freshness=summary.freshness if summary else None,
-                    fault=self.faults.get(score),
+                    fault=self.faults.get(score) or (broken_scorer(served.scorer) if served else None),
                 )
             )
         if not scores:
@@ -252,5 +268,8 @@ class Catalogue:
             return Readiness(status="unavailable", detail=detail, scores=scores)
         if self.faults:
             detail = f"Served from an older generation: {', '.join(sorted(self.faults))}. Publish anew or roll back."
+            return Readiness(status="degraded", detail=detail, scores=scores)
+        if unable := [one.score for one in scores if one.fault]:
+            detail = f"Looked up, but not predicted on demand: {', '.join(unable)}. Publish anew or roll back."
             return Readiness(status="degraded", detail=detail, scores=scores)
         return Readiness(status="ready", detail=f"{len(scores)} scores are served.", scores=scores)

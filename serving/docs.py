@@ -6,12 +6,17 @@ from typing import Any
 
 from litestar import MediaType, Request, Router, get
 from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.response.base import ASGIResponse
 from litestar.serialization import encode_json
 from swagger_ui_bundle import swagger_ui_path
 
+from serving.callers import caller_of
+from serving.catalogue import Catalogue
+from serving.feature_schemas import with_contracts
 from serving.openapi import mended, with_guard
+from serving.scorers import NoScorer
 
 FILES = {  # what /docs/files/ serves of the package
     "swagger-ui.css": "text/css",
@@ -98,11 +103,22 @@ def docs_file(request: Request[Any, Any, Any], name: str) -> ASGIResponse:
     return ASGIResponse(body=content, media_type=media_type, headers=headers)
 
 
-@get("/openapi.json", sync_to_thread=False, include_in_schema=False)
-def openapi_document(request: Request[Any, Any, Any]) -> ASGIResponse:
-    """The OpenAPI document."""
-    document = with_guard(mended(request.app.openapi_schema.to_schema()))
-    return ASGIResponse(body=encode_json(document), media_type=MediaType.JSON)
+def document_handler(catalogue: Catalogue) -> HTTPRouteHandler:
+    """The handler of the OpenAPI document, which has the scores that are served at this moment."""
+
+    @get("/openapi.json", sync_to_thread=False, include_in_schema=False)
+    def openapi_document(request: Request[Any, Any, Any]) -> ASGIResponse:
+        """The OpenAPI document."""
+        caller = caller_of(request.scope)
+        seen = {
+            score: served.generation
+            for score, served in catalogue.scores.items()
+            if caller.may_see(score) and not isinstance(served.scorer, NoScorer | None)
+        }
+        document = with_contracts(with_guard(mended(request.app.openapi_schema.to_schema())), seen)
+        return ASGIResponse(body=encode_json(document), media_type=MediaType.JSON)
+
+    return openapi_document
 
 
 def docs_router() -> Router:

@@ -7,9 +7,10 @@ Run as a program it is a publisher that stops at a chosen point, says so, and wa
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -110,7 +111,13 @@ def features_of(generation: Generation, ids: list[str] | None = None, rows: int 
 
 
 def publish(
-    root: Path, name: str = "g1", ids: list[str] | None = None, rows: int = 100, ranked: bool = True, **changes: Any
+    root: Path,
+    name: str = "g1",
+    ids: list[str] | None = None,
+    rows: int = 100,
+    ranked: bool = True,
+    attachments: Mapping[str, Path] = MappingProxyType({}),
+    **changes: Any,
 ) -> Path:
     """Write a generation and make it current, and give its folder."""
     generation = a_generation(name, **{"features": FEATURES} | changes)
@@ -122,7 +129,8 @@ def publish(
     card.write_text("{}")
     features = features_of(generation, ids, rows) if generation.features else ()
     ranks = ranking(ids, rows) if ranked else None
-    folder = write(root, generation, customers(generation, ids, rows), {"card.json": card}, features, ranks)
+    attached = {"card.json": card, **attachments}
+    folder = write(root, generation, customers(generation, ids, rows), attached, features, ranks)
     flip(root, generation.score, name)
     return folder
 
