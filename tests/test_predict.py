@@ -375,9 +375,9 @@ def test_a_new_generation_predicts_from_the_moment_it_is_served(tmp_path: Path) 
 def test_a_percentile_is_the_percent_of_customers_that_score_no_higher() -> None:
     features = [Feature(name=name, data_type=kind, description="") for name, kind in TYPES.items()]
     rows = read_rows([FEATURES | {"days_away": days} for days in range(60)], features)
-    model = a_model("amount")
+    model = a_model("amount", lowest=40.0)
     values = predict(make_scorer(model, features, {}), rows).column("value").to_numpy()
-    assert (values == 0).sum() > 5, "customers of equal score are among them"
+    assert (values == 40).sum() > 5, "customers of equal score are among them"
     quantiles = np.sort(values)[np.maximum(np.ceil(np.arange(101) * 60 / 100).astype(int) - 1, 0)]
     scorer = make_scorer(model, features, {}, {"": quantiles.tolist()})
     found = predict(scorer, rows).column("percentile").to_pylist()
