@@ -278,6 +278,8 @@ def test_the_docs_refer_to_nothing_outside(client: Client) -> None:
         "/scores/{score}/customers",
         "/scores/{score}/customers/{customer_id}",
         "/scores/{score}/lookup",
+        "/scores/{score}/predict",
+        "/scores/{score}/contract",
         "/scores/{score}/performance",
         "/scores/{score}/versions",
         "/scores/{score}/versions/{version}",
