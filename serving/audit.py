@@ -54,7 +54,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 def line_of(asked: Asked) -> Line:
     """A request as the log tells it."""
-    query = [(name, value) for name, value in parse_qsl(asked.query.decode("latin-1")) if name in _KEPT]
+    query = []
+    if asked.query:
+        query = [(name, value) for name, value in parse_qsl(asked.query.decode("latin-1")) if name in _KEPT]
     path = short(asked.path.partition(b"?")[0].decode("latin-1"), 2_000)
     named = dict(query)
     customers = asked.customers

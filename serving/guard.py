@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ from serving.answers import PROBLEM
 from serving.audit import Asked, Audit
 from serving.bounds import Bounds, bounded
 from serving.callers import ANYBODY, Caller, Permission
-from serving.known_keys import KnownKey, KnownKeys, token_in
+from serving.known_keys import KnownKey, KnownKeys
 from serving.lookups import short, unknown_score
 from serving.problems import problem_of
 
@@ -39,12 +40,13 @@ HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 PAGES = frozenset({"pages", "reports", "models", "features", "sources", "docs"})  # what people open; and /
 OF_A_SCORE = frozenset({"scores", "pages", "models", "reports"})  # the next part of the path is a score
 OF_ALL_SCORES = frozenset({"features", "sources", "metrics"})  # what these show can't be told apart by score
-SAFE = [
+_SAFE = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
     (b"x-frame-options", b"DENY"),
     (b"cache-control", b"private, no-cache"),
 ]
+SAFE = frozenset(name for name, _ in _SAFE)
 
 # Who asks for /health without a key where one is needed.
 NOBODY = Caller(name="nobody", permissions=frozenset(), scores=frozenset())
@@ -91,7 +93,7 @@ def guarded(
             _check_origin(headers)
         sent = headers.get(b"authorization")
         if parts and parts[0] == "health":
-            found = keys.find(token_in(sent)) if sent and keys.guarded else None
+            found = keys.find(sent) if sent and keys.guarded else None
             if isinstance(found, KnownKey):
                 return found.caller
             return NOBODY if keys.guarded else ANYBODY
@@ -217,17 +219,13 @@ async def guarding(keys: KnownKeys, audit: Audit | None, every: float) -> AsyncI
 
 def _headers(scope: Any) -> dict[bytes, bytes]:
     """The headers of a request by name. Raises if they, or the path and query, are too long."""
-    headers: dict[bytes, bytes] = {}
-    size = 0
-    for name, value in scope["headers"]:
-        size += len(name) + len(value)
-        headers[name] = value
+    size = len(b"".join(chain.from_iterable(scope["headers"])))
     if size > MOST_HEADER_BYTES:
         raise HeadersTooLarge(detail=f"The headers have {size:,} bytes; {MOST_HEADER_BYTES:,} are possible.")
     size = len(scope["raw_path"]) + len(scope["query_string"])
     if size > MOST_TARGET_BYTES:
         raise TargetTooLong(detail=f"Path and query have {size:,} bytes; {MOST_TARGET_BYTES:,} are possible.")
-    return headers
+    return dict(scope["headers"])
 
 
 def _parts(scope: Any) -> list[str]:
@@ -235,11 +233,12 @@ def _parts(scope: Any) -> list[str]:
     path: str = scope["path"]
     if root_path := scope.get("root_path"):
         path = path.split(root_path, maxsplit=1)[-1]
-    return [part for part in path.split("/") if part]
+    parts = path.strip("/").split("/")
+    return [part for part in parts if part] if "" in parts else parts
 
 
 def _known(keys: KnownKeys, sent: bytes | None, parts: list[str], headers: dict[bytes, bytes]) -> KnownKey:
-    found = keys.find(token_in(sent)) if sent else None
+    found = keys.find(sent) if sent else None
     if isinstance(found, KnownKey):
         return found
     if sent is None:
@@ -278,10 +277,9 @@ def _check_loopback(scope: Any) -> None:
 
 def _safe(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers of an answer, and those that keep it safe where it has none of its own."""
-    safe = list(headers)
-    own = {name for name, _ in safe}
-    safe += [header for header in SAFE if header[0] not in own]
-    return safe
+    all_of_them = list(headers)
+    own = dict(all_of_them)
+    return all_of_them + (_SAFE if SAFE.isdisjoint(own) else [safe for safe in _SAFE if safe[0] not in own])
 
 
 async def _refuse(error: HTTPException, caller: Caller, send: Send) -> None:

@@ -15,6 +15,8 @@ from serving.keys import Key, KeyFault, end_of, read_keys
 
 log = logging.getLogger("serving")
 
+MOST_VERIFIED = 1_000
+
 
 class KnownKey:
     """A key as requests are checked against it: its caller, and its share of requests as a bucket of tokens."""
@@ -36,11 +38,14 @@ class KnownKey:
         if not self.rate:
             return 0.0
         now = time.monotonic()
-        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.rate)
+        tokens = self.tokens + (now - self.at) * self.rate
+        if tokens > self.burst:
+            tokens = self.burst
         self.at = now
-        if self.tokens < 1.0:
-            return (1.0 - self.tokens) / self.rate
-        self.tokens -= 1.0
+        if tokens < 1.0:
+            self.tokens = tokens
+            return (1.0 - tokens) / self.rate
+        self.tokens = tokens - 1.0
         return 0.0
 
 
@@ -54,6 +59,7 @@ class KnownKeys:
         self._file, self._share, self._clock = file, 1 / workers, clock
         self._seen: tuple[int, int, int] | None = None
         self._known: dict[bytes, KnownKey] = {}
+        self._verified: dict[bytes, KnownKey] = {}  # Authorization header -> its key, so that most cost no hash
         self._read(self._identity())
 
     @property
@@ -89,19 +95,29 @@ class KnownKeys:
             old = self._known.get(key_id)
             if old and (old.rate, old.burst) == (new.rate, new.burst):
                 new.tokens, new.at = old.tokens, old.at
-        self._known, self._seen = known, identity
+        self._known, self._verified, self._seen = known, {}, identity
 
-    def find(self, sent: bytes) -> KnownKey | str | None:
-        """The key that was sent; what is wrong with it if it was good once; None if there is no such key."""
+    def find(self, header: bytes) -> KnownKey | str | None:
+        """The key in an Authorization header; what is wrong with it if it was good once; None if there is no such key."""
+        verified = self._verified  # of the keys that are read next, another takes its place
+        known = verified.get(header)
+        if known is None:
+            known = self._verify(token_in(header))
+            if known is None:
+                return None
+            if len(verified) >= MOST_VERIFIED:  # one key can be sent in many ways, with any user's name
+                verified.clear()
+            verified[header] = known
+        if known.key.revoked or self._clock() >= known.expires_at:
+            return f"The key '{known.key.name}' {known.key.fault(self._clock())}."
+        return known
+
+    def _verify(self, sent: bytes) -> KnownKey | None:
         known = self._known.get(sent[3:11])
         digest = hashlib.sha256(sent[12:]).digest()
         if known is None or not hmac.compare_digest(digest, known.digest):
             return None
-        if sent[:3] != b"sh_" or sent[11:12] != b"_":
-            return None
-        if known.key.revoked or self._clock() >= known.expires_at:
-            return f"The key '{known.key.name}' {known.key.fault(self._clock())}."
-        return known
+        return known if sent[:3] == b"sh_" and sent[11:12] == b"_" else None
 
 
 def token_in(header: bytes) -> bytes:

@@ -140,9 +140,9 @@ def test_a_key_is_good_through_the_day_on_which_it_expires(tmp_path: Path) -> No
     midnight = datetime(tomorrow.year, tomorrow.month, tomorrow.day, tzinfo=UTC).timestamp() + 86_400
     now = [midnight - 1]
     known = KnownKeys(file, clock=lambda: now[0])
-    assert isinstance(known.find(shown.encode()), KnownKey)
+    assert isinstance(known.find(f"Bearer {shown}".encode()), KnownKey)
     now[0] = midnight
-    assert known.find(shown.encode()) == f"The key 'crm' expired on {tomorrow}."
+    assert known.find(f"Bearer {shown}".encode()) == f"The key 'crm' expired on {tomorrow}."
 
 
 def test_nothing_but_the_whole_key_is_the_key(tmp_path: Path) -> None:
@@ -150,11 +150,11 @@ def test_nothing_but_the_whole_key_is_the_key(tmp_path: Path) -> None:
     key, shown = create_key(file, "crm", ["read"])
     other, _ = create_key(file, "shop", ["read"])
     known = KnownKeys(file)
-    assert isinstance(known.find(shown.encode()), KnownKey)
+    assert isinstance(known.find(f"Bearer {shown}".encode()), KnownKey)
     secret = shown.split("_", 2)[2]
     wrong = ["", shown[:-1], shown + "x", shown.upper(), f"sh_{other.id}_{secret}", secret, f"xx_{key.id}_{secret}"]
-    wrong += [f"sh_{key.id}-{secret}", f"sh_{key.id}_{key.sha256}", f"sh_{key.id}_", " " + shown]
-    assert [known.find(one.encode()) for one in wrong] == [None] * len(wrong)
+    wrong += [f"sh_{key.id}-{secret}", f"sh_{key.id}_{key.sha256}", f"sh_{key.id}_", f"x {shown}"]
+    assert [known.find(f"Bearer {one}".encode()) for one in wrong] == [None] * len(wrong)
 
 
 def test_a_server_keeps_its_keys_where_the_file_breaks_vanishes_or_is_emptied(
@@ -172,14 +172,14 @@ def test_a_server_keeps_its_keys_where_the_file_breaks_vanishes_or_is_emptied(
         caplog.clear()
         known.look()
         known.look()
-        assert known.guarded and isinstance(known.find(shown.encode()), KnownKey)
+        assert known.guarded and isinstance(known.find(f"Bearer {shown}".encode()), KnownKey)
         (told,) = [record.message for record in caplog.records]
         assert str(file) in told and told.endswith("the keys read before stay as they are")
     file.write_text(good)
     revoke_key(file, "crm")
     known.look()
     assert known.guarded, "also where the last one is revoked"
-    assert known.find(shown.encode()) == f"The key 'crm' was revoked on {TODAY}."
+    assert known.find(f"Bearer {shown}".encode()) == f"The key 'crm' was revoked on {TODAY}."
 
 
 def test_a_rate_is_shared_by_the_processes_and_survives_a_change_of_the_file(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_rate_is_shared_by_the_processes_and_survives_a_change_of_the_file(tmp
     known = KnownKeys(file, workers=2)
 
     def waits() -> list[bool]:
-        found = known.find(shown.encode())
+        found = known.find(f"Bearer {shown}".encode())
         assert isinstance(found, KnownKey)
         return [found.wait() > 0 for _ in range(4)]
 
