@@ -98,7 +98,7 @@ class KnownKeys:
         self._known, self._verified, self._seen = known, {}, identity
 
     def find(self, header: bytes) -> KnownKey | str | None:
-        """The key in an Authorization header; what is wrong with it if it was good once; None if there is no such key."""
+        """The key in an Authorization header; what is wrong with it if it was good once; None if there is none."""
         verified = self._verified  # of the keys that are read next, another takes its place
         known = verified.get(header)
         if known is None:

@@ -227,6 +227,7 @@ def raw(
     target: str,
     headers: dict[str, str],
     pieces: list[tuple[bytes, bool]],
+    server: str = "127.0.0.1",
 ) -> tuple[int, bytes]:
     """A request as a server hands it over. Of the body's pieces each says whether more are to come; they may not."""
     path, _, query = target.partition("?")
@@ -242,7 +243,7 @@ def raw(
         "root_path": "",
         "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 8000),
+        "server": (server, 8000),
         "extensions": {},
     }
     sent: list[Any] = []
@@ -308,6 +309,15 @@ def test_what_is_too_long_is_refused_by_name(fresh: Path) -> None:
         assert "4,096 are possible" in problem(client.get(f"/scores?x={'x' * 4_100}"), 414).detail
         longest = "%F0%9F%99%82" * 127
         assert client.get(f"/scores/churn/customers/{longest}").status_code == 404
+
+
+def test_without_keys_only_loopback_is_answered_however_the_server_was_started(fresh: Path) -> None:
+    app = create_app(fresh)
+    with TestClient(app) as client:
+        for server, status in (("127.0.0.1", 200), ("::1", 200), ("10.0.0.5", 403), ("0.0.0.0", 403), ("::", 403)):
+            answered, body = raw(client, app, "GET", "/scores", {}, [(b"", False)], server)
+            assert answered == status
+            assert status == 200 or b"make key NAME=crm MAY=read" in body
 
 
 @pytest.fixture
