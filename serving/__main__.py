@@ -7,6 +7,7 @@ import argparse
 import ipaddress
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ from granian.log import LogLevels
 from granian.server import Server
 from litestar import Litestar
 
+from serving import metrics
 from serving.app import app_from_environment
 from serving.catalogue import Catalogue
 from serving.keys import FILE as KEYS
@@ -34,7 +36,8 @@ def main() -> None:
     # Beside the workers, which verify the same files: that takes seconds of large ones. No thread, as they are forked.
     told = (data / "generations", settings.host, settings.port)
     multiprocessing.Process(target=_tell, args=told, daemon=True).start()
-    Server(
+    counts = metrics.begin(data, os.getpid())
+    server = Server(
         "serving.__main__:app_of_worker",
         factory=True,
         address=address,
@@ -45,13 +48,18 @@ def main() -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=5,  # a worker told to stop while it still starts does not hear it
         log_level=LogLevels.warning,
-    ).serve()
+    )
+    try:
+        server.serve()
+    finally:
+        shutil.rmtree(counts, ignore_errors=True)
 
 
 def app_of_worker() -> Litestar:
     """The app in a worker process, which ends when its server is gone: an orphan would hold the port."""
-    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
-    return app_from_environment()
+    server = os.getppid()
+    threading.Thread(target=_end_after, args=(server,), daemon=True).start()
+    return app_from_environment(server)
 
 
 def _end_after(server: int) -> None:

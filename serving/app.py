@@ -21,6 +21,7 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.spec import Components, Tag
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import counting
 from serving.answers import PROBLEM, Alive, Problem, Readiness
 from serving.audit import Audit
 from serving.bounds import MOST_JOB_BYTES, Bound, Bounds
@@ -36,6 +37,7 @@ from serving.known_keys import KnownKeys
 from serving.lookups import (
     short,
 )
+from serving.metrics import Shared, metrics_handler
 from serving.openapi import SECURITY, operation_id
 from serving.pages import pages
 from serving.predicting import predict_handlers
@@ -82,22 +84,25 @@ def create_app(
     workers: int = 1,
     audit_days: int = 0,
     bounds: Bounds = Bounds(),  # noqa: B008 (it is frozen)
-    answered: Answered | None = None,
+    counts: Path | None = None,
+    answered: Answered = counting.answered,
 ) -> Litestar:
     """The app over a data folder, whose generations, reports, events and keys may appear later.
 
     `clock`: seconds since 1970. `workers`: the processes that share a key's rate. `audit_days`: how long the audit log
-    is kept, 0 for none. Raises `KeyFault` if the file of keys can't be read.
+    is kept, 0 for none. `counts`: the folder in which the workers of a server keep what they count, where there are
+    several. Raises `KeyFault` if the file of keys can't be read.
     """
     reports = data / "reports"
     catalogue = Catalogue(data / "generations", clock=clock, look_every=look_every)
+    shared = Shared(counts, catalogue)
     pushed = PushedEvents(data / "events")
     keys = KnownKeys(data / KEYS, workers)
     audit = Audit(data / "logs" / "audit", audit_days) if audit_days else None
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with catalogue.serving(), guarding(keys, audit, look_every):
+        async with catalogue.serving(), shared.kept(), guarding(keys, audit, look_every):
             try:
                 yield
             finally:
@@ -113,6 +118,7 @@ def create_app(
             *versions_handlers(catalogue, reports),
             *predict_handlers(catalogue),
             push_handler(pushed),
+            metrics_handler(catalogue, shared),
             document_handler(catalogue),
             *pages(catalogue, reports),
         ],
@@ -167,19 +173,21 @@ def _answering_head(app: ASGIApp) -> ASGIApp:
     return answer
 
 
-def app_from_environment() -> Litestar:
-    """The app over SCOREHOUSE_DATA (default ./data), with its log on stderr."""
+def app_from_environment(server: int | None = None) -> Litestar:
+    """The app over SCOREHOUSE_DATA (default ./data), with its log on stderr; as a worker of the process `server`."""
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
     environment = os.environ.get
+    data = Path(environment("SCOREHOUSE_DATA") or "data")
     return create_app(
-        Path(environment("SCOREHOUSE_DATA") or "data"),
+        data,
         workers=int(environment("SCOREHOUSE_WORKERS") or 1),
         audit_days=int(environment("SCOREHOUSE_AUDIT_DAYS") or 30),
         bounds=Bounds(jobs=Bound(int(environment("SCOREHOUSE_JOB_BYTES") or MOST_JOB_BYTES), by_piece=True)),
+        counts=None if server is None else folder_of(data, server),
     )
 
 

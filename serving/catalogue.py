@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from serving.answers import FeaturesAnswer, Readiness, ScoreReadiness, ScoreSummary, summarise
+from serving.counting import looked_up
 from serving.revalidation import Validators
 from serving.scorers import NoScorer, broken_scorer, load_scorer
 from serving.store import CorruptGeneration, Store, current, open_store, published_scores
@@ -55,7 +56,9 @@ class Served:
         """The JSON of a `CustomerAnswer`: the stored bytes with their closing brace replaced by what the day tells."""
         stored = self.store.get(customer_id)
         if stored is None:
+            looked_up(self.generation.score, 0, 1)
             return None
+        looked_up(self.generation.score, 1, 0)
         self._keep_up()
         return stored[:-1] + self._tail
 
@@ -68,6 +71,7 @@ class Served:
                 missing.append(customer_id)
             else:
                 found.append(stored[:-1] + tail)
+        looked_up(self.generation.score, len(found), len(missing))
         return found, missing
 
     def ranked(self, band: str | None, start: int, count: int) -> list[bytes]:
@@ -112,6 +116,12 @@ class Served:
         if self._clock() >= self._next_day:
             self._begin_day()
 
+    def ages(self) -> tuple[float, int]:
+        """Seconds since the generation was made, and days since its as-of date, on the project's clock."""
+        now = self._clock()
+        today = self.generation.today or datetime.fromtimestamp(now, UTC).date()
+        return now - self.generation.published_at.timestamp(), (today - self.generation.as_of_date).days
+
     def _begin_day(self) -> None:
         now, today = self._clock(), self.generation.today
         self._next_day = math.inf if today else (now // DAY + 1) * DAY
@@ -151,6 +161,7 @@ class Catalogue:
         self.root = root
         self.scores: dict[str, Served] = {}
         self.faults: dict[str, str] = {}  # score -> why its newest generation is not served
+        self.refusals: dict[str, int] = {}  # score -> how often one was refused
         self._clock = clock
         self._look_every = look_every
         self._pointers: dict[str, tuple[int, int]] = {}  # score -> identity of the CURRENT last acted upon
@@ -230,6 +241,7 @@ class Catalogue:
         for one in found:
             if one.fault is not None:
                 if self.faults.get(one.score) != one.fault:
+                    self.refusals[one.score] = self.refusals.get(one.score, 0) + 1
                     kept = self.scores.get(one.score)
                     log.error("%s; %s", one.fault, f"{kept.name} is served on" if kept else "not served")
                 self.faults[one.score] = one.fault

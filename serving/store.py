@@ -56,6 +56,7 @@ __all__ = [
     "current",
     "customer_key",
     "flip",
+    "is_alive",
     "open_store",
     "payload",
     "prune",
@@ -197,9 +198,9 @@ def prune(root: Path, score: str, keep: int = 3) -> list[str]:
         os.rename(home / name, home / f".removed-{name}-{os.getpid()}")
     for path in home.glob(".*"):
         kind, publisher = path.name[1:].partition("-")[0], path.name.rpartition("-")[2]
-        if kind == "removed" or (kind == "staging" and not _is_alive(publisher)):
+        if kind == "removed" or (kind == "staging" and not is_alive(publisher)):
             shutil.rmtree(path)
-        elif kind == "CURRENT" and not _is_alive(publisher):
+        elif kind == "CURRENT" and not is_alive(publisher):
             path.unlink()
     return doomed
 
@@ -231,7 +232,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_alive(process: str) -> bool:
+def is_alive(process: str) -> bool:
+    """Whether there is a process of this number."""
     try:
         os.kill(int(process), 0)
     except (ValueError, ProcessLookupError):

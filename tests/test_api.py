@@ -288,6 +288,7 @@ def test_the_docs_refer_to_nothing_outside(client: Client) -> None:
         "/events/{source}",
         "/health/live",
         "/health/ready",
+        "/metrics",
     }
 
 
