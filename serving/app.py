@@ -37,9 +37,10 @@ from serving.known_keys import KnownKeys
 from serving.lookups import (
     short,
 )
-from serving.metrics import Shared, metrics_handler
+from serving.metrics import Shared, folder_of, metrics_handler
 from serving.openapi import SECURITY, operation_id
 from serving.pages import pages
+from serving.plain_lookups import answering_plain_lookups
 from serving.predicting import predict_handlers
 from serving.problems import problem_of
 from serving.scores import scores_handlers
@@ -144,7 +145,7 @@ def create_app(
         ),
     )
     app.asgi_handler = guarded(
-        _answering_head(app.asgi_handler),
+        _answering_head(answering_plain_lookups(app.asgi_handler, catalogue)),
         keys,
         known_scores=lambda: catalogue.scores,
         bounds=bounds,

@@ -11,6 +11,7 @@ from litestar.params import Parameter
 from serving.answers import PROBLEM, Problem
 from serving.callers import caller_of
 from serving.catalogue import Catalogue, Served
+from serving.counting import looked_up
 
 ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
 CustomerId = Annotated[
@@ -64,6 +65,7 @@ def score_to_look_up(catalogue: Catalogue, score: str, request: Request[Any, Any
 def unknown_customer(served: Served, customer_id: str) -> NoReturn:
     """Raises the problem that a score has no such customer."""
     summary = served.summary()
+    looked_up(summary.name, 0, 1)
     detail = (
         f"Unknown customer '{short(customer_id)}' of score '{summary.name}', which has {summary.customers} customers "
         f"as of {summary.as_of_date}. An id is {','.join(summary.entity)}."
