@@ -66,13 +66,14 @@ def exposition(counts: Counts, state: State) -> bytes:
 
     class Told(Collector):
         def collect(self) -> "Iterator[Metric]":
-            yield from _counted(counts)
+            yield from _counted(counts, [one.score for one in state.scores])
             yield from _as_they_are(state)
 
     return generate_latest(Told())
 
 
-def _counted(counts: Counts) -> "Iterator[Metric]":
+def _counted(counts: Counts, scores: list[str]) -> "Iterator[Metric]":
+    """Of each of the `scores` there is a value from the start: from none to one Prometheus sees no increase."""
     from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
     requests = CounterMetricFamily("scorehouse_requests", "Requests answered.", labels=["route", "method", "status"])
@@ -92,7 +93,9 @@ def _counted(counts: Counts) -> "Iterator[Metric]":
     lookups = CounterMetricFamily(
         "scorehouse_store_lookups", "Customers looked up in a score's store.", labels=["score", "result"]
     )
-    for (score,), (hits, misses) in counts.get("lookups", {}).items():
+    none: Counts = {name: {(score,): [0] for score in scores} for name in ("predictions", "refusals")}
+    none["lookups"] = {(score,): [0, 0] for score in scores}
+    for (score,), (hits, misses) in {**none["lookups"], **counts.get("lookups", {})}.items():
         lookups.add_metric([str(score), "hit"], hits)
         lookups.add_metric([str(score), "miss"], misses)
     yield lookups
@@ -101,7 +104,7 @@ def _counted(counts: Counts) -> "Iterator[Metric]":
         ("refusals", "scorehouse_generation_refusals", "Generations that were refused, once by each worker."),
     ):
         counter = CounterMetricFamily(family, text, labels=["score"])
-        for (score,), (count,) in counts.get(name, {}).items():
+        for (score,), (count,) in {**none[name], **counts.get(name, {})}.items():
             counter.add_metric([str(score)], count)
         yield counter
 

@@ -106,6 +106,7 @@ def test_what_is_served_is_told_with_its_age(root: Path) -> None:
     assert (of(found, "stale", score="churn"), of(found, "stale", score="upsell")) == (0, 1)
     assert of(found, "customers", score="churn") == 100
     assert of(found, "ready") == 1
+    assert ("scorehouse_generation_refusals_total", frozenset({("score", "upsell")})) in found, "from zero on"
 
 
 def test_a_refused_generation_raises_the_alarm_until_a_good_one_comes(root: Path, client: Client) -> None:
