@@ -6,6 +6,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -50,6 +51,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     ms: float
     client: str | None
+
+
+def audited_customers(request: Any, customers: int) -> None:
+    """Has the log tell of how many customers a request was, where its address does not."""
+    request.scope["customers"] = customers
 
 
 def line_of(asked: Asked) -> Line:

@@ -18,6 +18,7 @@ from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import Parameter
 
 from serving.answers import MOST_IDS, CallList, RankedCustomer
+from serving.audit import audited_customers
 from serving.catalogue import Catalogue, Served
 from serving.lookups import (
     NOT_SERVED,
@@ -109,6 +110,7 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         total = _size(served, band)
         rows = served.ranked(band, start, limit)
         end = start + len(rows)
+        audited_customers(request, len(rows))
         next_page = _text(_Cursor(served.name, band, end)) if end < total else None
         headers = {}
         if next_page is not None:

@@ -20,8 +20,10 @@ from litestar.response.base import ASGIResponse
 from msgspec import UNSET
 
 from serving.answers import EventFault
+from serving.audit import audited_customers
 from serving.catalogue import Catalogue, Served
 from serving.contracts import MOST_FAULTS
+from serving.counting import predicted
 from serving.feature_schemas import features_schema, request_schema
 from serving.generation import Reason
 from serving.lookups import (
@@ -80,8 +82,8 @@ class Conflict(HTTPException):
 
 async def _prediction(
     catalogue: Catalogue, threads: ThreadPoolExecutor, request: Request[Any, Any, Any], score: str
-) -> bytes:
-    """The JSON of a `PredictionsAnswer`. Raises the problem to answer with instead."""
+) -> tuple[bytes, int]:
+    """The JSON of a `PredictionsAnswer`, and how many rows it has. Raises the problem to answer with instead."""
     body = await request.body()
     apart = asyncio.get_running_loop().run_in_executor
     asked = read_request(body) if len(body) <= FEW_BYTES else await apart(threads, read_request, body)
@@ -91,8 +93,8 @@ async def _prediction(
 
     served, scorer, rows = found
     if asked.reasons or len(rows) > FEW:
-        return await apart(threads, _answer, served, scorer, rows, asked.reasons)
-    return _answer(served, scorer, rows, False)
+        return await apart(threads, _answer, served, scorer, rows, asked.reasons), len(rows)
+    return _answer(served, scorer, rows, False), len(rows)
 
 
 def _scorer_of(served: Served) -> "Scorer":
@@ -256,7 +258,9 @@ def predict_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         },
     )
     async def predict(request: Request[Any, Any, Any], score: ScoreName) -> ASGIResponse:
-        body = await _prediction(catalogue, threads, request, score)
+        body, rows = await _prediction(catalogue, threads, request, score)
+        predicted(score, rows)
+        audited_customers(request, rows)
         return ASGIResponse(body=body, media_type=MediaType.JSON)
 
     @get(

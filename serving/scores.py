@@ -19,6 +19,7 @@ from serving.answers import (
     Scores,
     ScoreSummary,
 )
+from serving.audit import audited_customers
 from serving.bodies import operation_with_body, read_body
 from serving.callers import caller_of
 from serving.catalogue import Catalogue, Served
@@ -134,6 +135,7 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         asked = read_body(await request.body(), _lookup)
         served = score_to_look_up(catalogue, score, request)  # after the last await: from here on nothing replaces it
         found, missing = served.customers([str(one) for one in asked.ids])
+        audited_customers(request, len(asked.ids))
         named = b'{"score":%b,"generation":%b,"scores":[' % (encode(score), encode(served.name))
         body = b"".join([named, b",".join(found), b'],"missing":', encode(missing), b"}"])
         return ASGIResponse(body=body, media_type=MediaType.JSON)

@@ -59,6 +59,6 @@ def test_a_lookup_is_answered_as_the_handler_answers_it(client: Client, method: 
 
 def test_plain_lookups_do_without_the_handler(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the test above compares two ways, and not one with itself."""
-    monkeypatch.setattr("serving.app.id_as_sent", lambda *_: 1 / 0)
+    monkeypatch.setattr("serving.scores.id_as_sent", lambda *_: 1 / 0)
     assert client.get("/scores/churn/customers/1").json()["customer_id"] == "1"
     assert client.get("/scores/churn/customers/1?by=handler").status_code == 500
