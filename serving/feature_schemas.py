@@ -12,7 +12,7 @@ Schema = dict[str, Any]
 
 PREDICT = "/scores/{score}/predict"
 
-_NOT_FINITE = {"type": "string", "enum": ["NaN", "Infinity", "-Infinity"]}
+_NOT_FINITE = {"type": "string", "pattern": "^(NaN|-?Infinity)$"}  # no enum: clients would have one for each feature
 _DAY = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
 
