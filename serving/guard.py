@@ -222,7 +222,7 @@ def _headers(scope: Any) -> dict[bytes, bytes]:
     size = len(b"".join(chain.from_iterable(scope["headers"])))
     if size > MOST_HEADER_BYTES:
         raise HeadersTooLarge(detail=f"The headers have {size:,} bytes; {MOST_HEADER_BYTES:,} are possible.")
-    size = len(scope["raw_path"]) + len(scope["query_string"])
+    size = len(scope["raw_path"].partition(b"?")[0]) + len(scope["query_string"])  # some servers have both in raw_path
     if size > MOST_TARGET_BYTES:
         raise TargetTooLong(detail=f"Path and query have {size:,} bytes; {MOST_TARGET_BYTES:,} are possible.")
     return dict(scope["headers"])
