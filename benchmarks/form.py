@@ -15,6 +15,7 @@ from rich.table import Table
 
 MET = {True: "yes", False: "no", None: "–"}
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))  # before the folder of the script, in which `serving` is a benchmark
 
 
 def is_full(about: str) -> bool:
