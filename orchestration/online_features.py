@@ -8,7 +8,7 @@ from datetime import date, datetime
 
 from ml.declarations import Feature, Score
 from orchestration import versions, warehouse
-from orchestration.published_rows import ROWS
+from orchestration.published_rows import columns
 from orchestration.scoring import feature_rows, made_from
 from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
@@ -58,16 +58,14 @@ def json_features(
 ) -> Generator[tuple[str, bytes], None, None]:
     """The (id, JSON array of the features' values) of each customer, sorted by id, streamed from the warehouse."""
     # By place, since a feature may be called as the key here is. Sorted before it becomes JSON, which is larger.
-    columns = ", ".join(f"{warehouse.name(feature.name)} as _{place}" for place, feature in enumerate(features))
+    selected = ", ".join(f"{warehouse.name(feature.name)} as _{place}" for place, feature in enumerate(features))
     array = ", ".join(json_value(f"_{place}", feature.data_type) for place, feature in enumerate(features))
     query = f"""
         select customer_key, encode(json_array({array})::varchar)
-        from (select {key} as customer_key, {columns} {of_rows} order by 1)
+        from (select {key} as customer_key, {selected} {of_rows} order by 1)
     """
-    with warehouse.batches(connection, query, ROWS) as batches:
-        for batch in batches:
-            ids, contents = (column.to_numpy(zero_copy_only=False).tolist() for column in batch.columns)
-            yield from zip(ids, contents, strict=True)
+    for ids, contents in columns(connection, query):
+        yield from zip(ids, contents, strict=True)
 
 
 def json_value(column: str, data_type: str) -> str:

@@ -3,9 +3,10 @@
 Python only carries it from the warehouse to the files: to make the JSON of each customer there takes ten times as long.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -77,20 +78,18 @@ def customers(
     """
     from serving.store import PublicationError
 
-    with warehouse.batches(connection, customers_query(score, generation, of_rows), ROWS) as batches:
-        for batch in batches:
-            ids, contents = (column.to_numpy(zero_copy_only=False).tolist() for column in batch.columns)
-            if batch.column(1).null_count:
-                refused = ids[contents.index(None)]
-                raise PublicationError(f"{score.name}: customer '{refused}' has a score that is not a number")
-            yield from zip(ids, contents, strict=True)
+    for ids, contents in columns(connection, customers_query(score, generation, of_rows)):
+        if None in contents:
+            refused = ids[contents.index(None)]
+            raise PublicationError(f"{score.name}: customer '{refused}' has a score that is not a number")
+        yield from zip(ids, contents, strict=True)
 
 
 def customers_query(score: Score, generation: "Generation", of_rows: str) -> str:
     """SQL of (customer_key, content) of each customer: `content` is null where a number in it is not finite."""
     is_category = score.kind == "category"
     group = "band, " if is_category else ""  # a category's percentiles are among the customers of the same class
-    columns = ["score", "band", "reasons", "scored_at", *(["probabilities"] if is_category else [])]
+    selected = ["score", "band", "reasons", "scored_at", *(["probabilities"] if is_category else [])]
     numbers = ["[score]", "list_transform(told, lambda reason: reason.contribution)"]
     if is_category:
         numbers.append("map_values(probabilities)")
@@ -113,7 +112,7 @@ def customers_query(score: Score, generation: "Generation", of_rows: str) -> str
     # over all rows would carry the reasons through a sort of its own.
     return f"""
         with predicted as (
-            select {published_key(score)} as customer_key, {", ".join(columns)} {of_rows}
+            select {published_key(score)} as customer_key, {", ".join(selected)} {of_rows}
         ),
 
         percentiles as (
@@ -181,6 +180,14 @@ def ranking(connection: Connection, score: Score, bands: Sequence[str], of_rows:
     """The ids of all customers: band by band in this order, who has none last, and within each the highest first."""
     place = f"list_position({warehouse.literal(bands)}::varchar[], band)"
     query = f"select {published_key(score)} {of_rows} order by {place} nulls last, score desc, 1"
-    with warehouse.batches(connection, query, ROWS) as batches:
-        for batch in batches:
-            yield from batch.column(0).to_numpy(zero_copy_only=False).tolist()
+    for (ids,) in columns(connection, query):
+        yield from ids
+
+
+def columns(connection: Connection, query: str) -> Iterator[list[list[Any]]]:
+    """The values of each column of a query, some thousand rows at a time; a thread fetches the next meanwhile."""
+    with warehouse.batches(connection, query, ROWS) as batches, ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield [column.to_numpy(zero_copy_only=False).tolist() for column in batch.columns]

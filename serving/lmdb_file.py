@@ -2,8 +2,9 @@
 
 import operator
 import threading
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,35 @@ FileIdentity = tuple[int, int]  # device and inode
 Pairs = list[tuple[bytes, bytes]]
 
 
-def append(file: Path, chunks: Iterable[Pairs], stop: threading.Event | None = None) -> int:
-    """Append sorted pairs to a new LMDB file, each chunk in a transaction, and give their number.
+def append(files: Mapping[Path, Iterable[Pairs]]) -> dict[Path, int]:
+    """Append sorted pairs to new LMDB files, each chunk in a transaction, and give the number of pairs in each file.
 
-    Waits until they are on the disk. Ends early, between two chunks, once `stop` is set.
+    The files take turns, so that what makes the chunks of one can go on while those of another are written. One thread
+    writes all, as LMDB's wrapper lets go of the interpreter at each pair: two would take it from each other.
     """
-    environment = lmdb.open(str(file), subdir=False, lock=False, sync=False, map_size=FIRST_MAP_SIZE)
-    try:
-        rows = 0
-        for chunk in chunks:
-            while True:
-                try:
-                    with environment.begin(write=True) as transaction:
-                        transaction.cursor().putmulti(chunk, append=True)
-                    break
-                except lmdb.MapFullError:
-                    environment.set_mapsize(2 * environment.info()["map_size"])
-            rows += len(chunk)
-            if stop is not None and stop.is_set():
-                break
-        environment.sync(True)
-    finally:
-        environment.close()
+    rows = dict.fromkeys(files, 0)
+    with ExitStack() as opened:
+        environments = []
+        for file in files:
+            environment = lmdb.open(str(file), subdir=False, lock=False, sync=False, map_size=FIRST_MAP_SIZE)
+            opened.callback(environment.close)
+            environments.append(environment)
+        for turn in zip_longest(*files.values(), fillvalue=[]):
+            for file, environment, chunk in zip(files, environments, turn, strict=True):
+                if chunk:
+                    _put(environment, chunk)
+                rows[file] += len(chunk)
     return rows
+
+
+def _put(environment: lmdb.Environment, chunk: Pairs) -> None:
+    while True:
+        try:
+            with environment.begin(write=True) as transaction:
+                transaction.cursor().putmulti(chunk, append=True)
+            return
+        except lmdb.MapFullError:
+            environment.set_mapsize(2 * environment.info()["map_size"])
 
 
 def by_customer(customers: Iterable[tuple[str, bytes]], ending: bytes = b"}") -> Iterator[Pairs]:

@@ -21,9 +21,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 import lmdb
 import msgspec
@@ -42,7 +41,7 @@ from serving.generation import (
     read_manifest,
     sha256_of,
 )
-from serving.lmdb_file import Pairs, append, by_customer, by_rank
+from serving.lmdb_file import append, by_customer, by_rank
 from serving.opening import Store, open_store
 
 __all__ = [
@@ -78,7 +77,7 @@ def write(
 
     `customers` are (`customer_key`, `payload`), `features`, where the generation names some, (`customer_key`, JSON
     array) of the same customers, both sorted by the UTF-8 bytes of the key. `ranking` are the same keys, band by band
-    in the order of `band_counts`, the best first. They are streamed, never held, each by a thread of its own.
+    in the order of `band_counts`, the best first. They are streamed in turns, never held.
     Raises `BadCustomerId` naming the id, and `PublicationError` if the generation exists, has no customers or another
     number than `generation.rows` (unless that is 0), or cannot be written; no trace of it is left then.
     """
@@ -92,28 +91,29 @@ def write(
             home.mkdir(parents=True)
             _sync(root)
         staging.mkdir()
-        streams = {"store.mdb": by_customer(customers)}
+        streams = {staging / "store.mdb": by_customer(customers)}
         if generation.features:
-            streams["features.mdb"] = by_customer(features, ending=b"]")
+            streams[staging / "features.mdb"] = by_customer(features, ending=b"]")
         if ranking is not None:
-            streams[RANKING] = by_rank(ranking)
-        written = _written(staging, streams)
-        rows, _ = written["store.mdb"]
+            streams[staging / RANKING] = by_rank(ranking)
+        written = {file.name: number for file, number in append(streams).items()}
+        rows = written["store.mdb"]
         if not rows or rows != (generation.rows or rows):
             raise PublicationError(f"{score}/{name}: {rows} customers came, {generation.rows or 'some'} were announced")
-        for file, what in (("features.mdb", "features"), (RANKING, "ranks")):
-            found, _ = written.get(file, (rows, ""))
-            if found != rows:
-                raise PublicationError(f"{score}/{name}: {what} of {found} customers came, scores of {rows}")
-        files = {file: sha256 for file, (_, sha256) in written.items()}
+        for kind, what in (("features.mdb", "features"), (RANKING, "ranks")):
+            if written.get(kind, rows) != rows:
+                raise PublicationError(f"{score}/{name}: {what} of {written[kind]} customers came, scores of {rows}")
         for attached, source in attachments.items():
             shutil.copyfile(source, staging / _checked(attached))
-            files[attached] = sha256_of(staging / attached)
+        bundle = sorted(staging.iterdir())
+        with ThreadPoolExecutor() as threads:
+            checksums = threads.map(_settled, bundle)
+            files = {file.name: sha256 for file, sha256 in zip(bundle, checksums, strict=True)}
         manifest = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(generation, rows=rows, files=files)))
         (staging / "generation.json").write_bytes(manifest)
         (staging / "generation.json.sha256").write_text(f"{hashlib.sha256(manifest).hexdigest()}  generation.json\n")
-        for path in staging.iterdir():
-            _sync(path)
+        for file in (staging / "generation.json", staging / "generation.json.sha256"):
+            _sync(file)
         _sync(staging)
         os.rename(staging, folder)
         _sync(home)
@@ -124,22 +124,10 @@ def write(
     return folder
 
 
-def _written(folder: Path, streams: Mapping[str, Iterable[Pairs]]) -> dict[str, tuple[int, str]]:
-    """Writes each LMDB file by a thread of its own, and gives their numbers of customers and checksums.
-
-    Raises the error of the first that has one; the others stop then.
-    """
-    stop = Event()
-
-    def one(file: str) -> tuple[int, str]:
-        rows = append(folder / file, streams[file], stop)
-        return rows, sha256_of(folder / file)
-
-    with ThreadPoolExecutor() as threads:
-        made = {file: threads.submit(one, file) for file in streams}
-        wait(made.values(), return_when=FIRST_EXCEPTION)
-        stop.set()
-        return {file: future.result() for file, future in made.items()}
+def _settled(file: Path) -> str:
+    """The checksum of a file, once it is on the disk."""
+    _sync(file)
+    return sha256_of(file)
 
 
 def verify(folder: Path) -> Generation:

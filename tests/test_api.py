@@ -333,6 +333,24 @@ def test_a_customers_features_are_answered_typed_and_exactly_as_documented(root:
         assert list(msgspec.to_builtins(msgspec.convert(example, FeaturesAnswer))) == list(answer.json())
 
 
+def test_lookups_of_a_stale_score_are_refused_where_its_owner_wants_that_and_it_is_still_listed(root: Path) -> None:
+    publish(root, when_stale="refuse", today=date(2024, 3, 12))
+    publish(root, score="old", title="Old", when_stale="refuse", today=date(2024, 3, 13))
+    with TestClient(create_app(root.parent)) as client:
+        for path in ("/scores/{}/customers/42", "/customers/42/features?score={}"):
+            assert client.get(path.format("churn")).json()["stale"] is False
+            answer = client.get(path.format("old"))
+            assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+            assert answer.json()["detail"] == (
+                "Score 'old' is stale, and its owner has it refused then: it speaks for 2024-03-04, and was fresh until"
+                " 2024-03-12. Ask CRM analytics (crm@example.com)."
+            )
+        listed = {one["name"]: (one["freshness"], one["when_stale"]) for one in client.get("/scores").json()["scores"]}
+        assert listed == {"churn": ("fresh", "refuse"), "old": ("stale", "refuse")}
+        assert client.get("/scores/old").status_code == 200
+        assert client.get("/health/ready").json()["status"] == "ready"
+
+
 def test_features_read_back_are_what_models_read(root: Path) -> None:
     folder = publish(root)
     with TestClient(create_app(root.parent)) as client:

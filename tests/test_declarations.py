@@ -130,8 +130,8 @@ def load_of(found: Manifest) -> dict[str, Any]:
 
 
 KEYS = (
-    "keys: features, label, kind, gate, bands, fresh_for, exclude, params, search, train_on, monotone, shadow, "
-    "reasons, retrain"
+    "keys: features, label, kind, gate, bands, fresh_for, when_stale, exclude, params, search, train_on, monotone,"
+    " shadow, reasons, retrain"
 )
 EXPOSURE = "dbt_project/models/scores.yml: exposure 'leaving'"
 SOURCE = "dbt_project/models/sources.yml: source 'raw.visits': load"
@@ -147,6 +147,14 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
     "slices of nothing": (
         lambda m: score_of(m).update(gate=["min_by('devise', roc_auc) > 0.6"]),
         f"{EXPOSURE}: gate: slices by 'devise', which is no column of its feature model (columns: device",
+    ),
+    "stale": (
+        lambda m: score_of(m).update(when_stale="hide"),
+        f"{EXPOSURE}: when_stale is 'hide' (possible: serve, refuse)",
+    ),
+    "stale of another type": (
+        lambda m: score_of(m).update(when_stale=False),
+        f"{EXPOSURE}: score: when_stale is False, not text (write e.g. when_stale: refuse)",
     ),
     "no bands": (
         lambda m: score_of(m).pop("bands"),

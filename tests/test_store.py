@@ -280,7 +280,7 @@ def _other_features(folder: Path, features: dict[str, bytes]) -> None:
     """Features of other customers, or of another form, under a manifest that agrees with their checksum."""
     file = folder / "features.mdb"
     file.unlink()
-    lmdb_file.append(file, lmdb_file.by_customer(sorted(features.items()), ending=b"]"))
+    lmdb_file.append({file: lmdb_file.by_customer(sorted(features.items()), ending=b"]")})
     _rewrite_manifest(
         folder, files=verify_free_files(folder) | {"features.mdb": hashlib.sha256(file.read_bytes()).hexdigest()}
     )
@@ -289,7 +289,7 @@ def _other_features(folder: Path, features: dict[str, bytes]) -> None:
 def _other_ranking(folder: Path, ids: list[str]) -> None:
     file = folder / "ranking.mdb"
     file.unlink()
-    lmdb_file.append(file, lmdb_file.by_rank(ids))
+    lmdb_file.append({file: lmdb_file.by_rank(ids)})
     _rewrite_manifest(
         folder, files=verify_free_files(folder) | {"ranking.mdb": hashlib.sha256(file.read_bytes()).hexdigest()}
     )
