@@ -106,7 +106,7 @@ def test_the_overview_shows_each_score_with_its_quality_and_freshness(client: Cl
         "naive forecast 0.8107",
     ):
         assert text in page
-    assert "high <span>20 · 20 % · from 0.6</span>" in page
+    assert "high <span>40 · 40 % · from 0.6</span>" in page
     assert '<span class="pill fresh">' in page
     assert '<span class="pill stale">' in page, "spend is stale"
     assert 'href="/reports/churn/2024-03-04/drift.html">Drift report, 2024-03-04' in page
