@@ -20,7 +20,7 @@ IS_SAMPLE := $(filter $(CURDIR)/dbt_project,$(abspath $(SCOREHOUSE_PROJECT)))
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) \
 	$(if $(IS_SAMPLE),tests/projects/loans/models tests/projects/card_tier)
 
-.PHONY: setup run backfill sets versions train promote rollback rescore key keys revoke leaks test check check-project check-types serve ui bench days lock format clean help
+.PHONY: setup run backfill sets versions train promote rollback generations push rescore key keys revoke leaks test check check-project check-types serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -56,8 +56,18 @@ train: setup  ## trains a score now, whatever its retrain: says (make train SCOR
 promote: setup  ## a version becomes champion whatever its gate said (make promote SCORE=… VERSION=… REASON="…")
 	@$(BIN)/python -m orchestration.promoting promote --score "$$SCORE" --version "$$VERSION" --reason "$$REASON"
 
-rollback: setup  ## back to the champion before, or to VERSION=… (make rollback SCORE=… REASON="…")
+rollback: setup  ## back to the champion before, or to VERSION=…; GENERATION=previous|<name>: what is served, at once (make rollback SCORE=… REASON="…")
+ifneq ($(GENERATION),)  # needs no warehouse
+	@$(BIN)/python -m serving.generations rollback --score "$$SCORE" --generation "$$GENERATION" --reason "$$REASON"
+else
 	@$(BIN)/python -m orchestration.promoting rollback --score "$$SCORE" --version "$$VERSION" --reason "$$REASON"
+endif
+
+generations: setup  ## what is published: each generation, which is served, sound, withdrawn (make generations SCORE=…)
+	@$(BIN)/python -m serving.generations list --score "$$SCORE"
+
+push: setup  ## what is served to other hosts: uploads it where they pull from (make push TO=s3://bucket/prefix)
+	@$(BIN)/python -m serving.generations push "$$TO"
 
 rescore: setup  ## all predictions of a score's champion are made anew and published (make rescore SCORE=…)
 	@$(BIN)/python -m orchestration.promoting rescore --score "$$SCORE"

@@ -50,9 +50,10 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     what is served already.
 
     Writes a new generation beside the served one, verifies it, compares it with the warehouse, and only then flips
-    CURRENT. Returns what is served: generation, as_of_date, rows, features, compared, changed. Raises `ScoringError` if
-    there are no predictions, two for a customer, or features that have changed since, `PublishedDiffers` if what was
-    written is not what the warehouse holds; the old generation then serves on.
+    CURRENT. What was withdrawn by a rollback is not published again. Returns what is served: generation, as_of_date,
+    rows, features, compared, changed, and withdrawn where a person's word holds this content back.
+    Raises `ScoringError` if there are no predictions, two for a customer, or features that have changed since,
+    `PublishedDiffers` if what was written is not what the warehouse holds; the old generation then serves on.
     """
     from serving import store
 
@@ -124,6 +125,10 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     }
     opened = _sound(folder)
     is_served = opened is not None and _current(where, score) == generation.generation
+    if not is_served and (withdrawn := _withdrawn(where, score, generation.generation)):
+        if opened is not None:
+            opened.close()
+        return {**_as_served(where, score, withdrawn), "compared": 0, "changed": False, "withdrawn": withdrawn}
     if opened is None:
         shutil.rmtree(folder, ignore_errors=True)
         model = model_folder(where.models, score, version)
@@ -141,6 +146,31 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         store.flip(where.generations, score.name, generation.generation)
         store.prune(where.generations, score.name, keep=keep)
     return {**served, "compared": compared, "changed": not is_served}
+
+
+def _withdrawn(where: Paths, score: Score, generation: str) -> str | None:
+    """Who has withdrawn a generation and why, as a person is told it; None if nobody has."""
+    from serving.withdrawing import told, withdrawals
+
+    found = withdrawals(where.generations, score.name).get(generation)
+    return told(generation, found) if found else None
+
+
+def _as_served(where: Paths, score: Score, withdrawn: str) -> dict[str, Any]:
+    """What is served in place of a withdrawn generation. Raises `ScoringError` if nothing is."""
+    served = served_now(score, where)
+    if served is None:
+        raise ScoringError(
+            f"score '{score.name}': {withdrawn}; and nothing sound is served in its place"
+            f" (make generations SCORE={score.name} lists what there is)"
+        )
+    return {
+        "generation": served.generation,
+        "as_of_date": served.as_of_date,
+        "rows": served.rows,
+        "features": len(served.features),
+        "model_version": served.model_version,
+    }
 
 
 def _sound(folder: Path) -> "Store | None":
@@ -198,6 +228,8 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
         pool="warehouse",
     )
     def generation(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        from serving.carrying import carry
+
         refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             try:
@@ -210,6 +242,9 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
                     metadata={"difference": str(difference), "customers that differ": difference.columns},
                 )
                 raise
+        for carried_to in carry(where.generations, score.name):
+            context.log.info(f"· generations.{score.name}: pushed to {carried_to}")
+        withdrawn = served.get("withdrawn")
         yield dg.MaterializeResult(
             metadata={
                 "dagster/row_count": served["rows"],
@@ -221,9 +256,11 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
             },
             check_results=[
                 dg.AssetCheckResult(
-                    passed=True,
+                    passed=not withdrawn,
+                    severity=dg.AssetCheckSeverity.WARN if withdrawn else dg.AssetCheckSeverity.ERROR,
                     check_name=check.name,
                     metadata={
+                        **({"difference": f"not published: {withdrawn}"} if withdrawn else {}),
                         "customers": served["rows"],
                         "customers compared": served["compared"],
                         "features compared": served["features"],

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,13 +23,20 @@ from litestar import Litestar
 
 from serving import metrics
 from serving.app import app_from_environment
-from serving.catalogue import Catalogue
+from serving.catalogue import Catalogue, shelf_at
+from serving.generation import StoreUnavailable
 from serving.keys import FILE as KEYS
 from serving.keys import KeyFault, any_good
+from serving.pulling import STATUS, pull_every
 
 
 def main() -> None:
     settings = _settings()
+    pull_every()  # exits if it cannot be
+    try:
+        shelf_at(Path(settings.data), os.environ.get("SCOREHOUSE_STORE", ""))
+    except StoreUnavailable as error:
+        sys.exit(f"{error}.")
     data = Path(settings.data).absolute()
     address = _address(settings.host, data)
     _check_port(settings.host, address, settings.port)
@@ -36,6 +44,10 @@ def main() -> None:
     # Beside the workers, which verify the same files: that takes seconds of large ones. No thread, as they are forked.
     told = (data / "generations", settings.host, settings.port)
     multiprocessing.Process(target=_tell, args=told, daemon=True).start()
+    if os.environ.get("SCOREHOUSE_PULL_FROM"):
+        multiprocessing.Process(target=_keep_pulling, args=(os.getpid(),), daemon=True).start()
+    else:
+        (data / "generations" / STATUS).unlink(missing_ok=True)  # of a server that pulled
     counts = metrics.begin(data, os.getpid())
     server = Server(
         "serving.__main__:app_of_worker",
@@ -68,6 +80,16 @@ def _end_after(server: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _keep_pulling(server: int) -> None:
+    """Runs the puller, and starts it again when it dies. It ends when this process does, and this with the server."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_after, args=(server,), daemon=True).start()
+    while True:
+        subprocess.run([sys.executable, "-m", "serving.pulling"], check=False)
+        print("pulling ended; it is started again", file=sys.stderr, flush=True)
+        time.sleep(1)
+
+
 def _tell(generations: Path, host: str, port: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     print(describe(generations, host, port), flush=True)
@@ -76,7 +98,8 @@ def _tell(generations: Path, host: str, port: int) -> None:
 def describe(generations: Path, host: str, port: int) -> str:
     """What is served, and where, in a few lines: of generations that are verified as the API does it."""
     lines = []
-    for found in Catalogue(generations).look():
+    catalogue = Catalogue(generations, shelf=shelf_at(generations, os.environ.get("SCOREHOUSE_STORE", "")))
+    for found in catalogue.look():
         if found.served is None:
             lines.append(f"  {found.score}: cannot be served. {found.fault}")
             continue
@@ -85,6 +108,8 @@ def describe(generations: Path, host: str, port: int) -> str:
         served = f"{one.rows:,} customers as of {one.as_of_date}, generation {one.generation}"
         lines.append(f"  {found.score}: {served}")
     base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if catalogue.down:
+        lines = [f"  nothing as yet: {catalogue.down}"]
     if not lines:
         lines = [f"  No score is published in {generations} yet (make run); what appears there is served at once."]
     return "\n".join(

@@ -27,10 +27,11 @@ from serving.audit import Audit
 from serving.bounds import MOST_JOB_BYTES, Bound, Bounds
 from serving.call_list import call_list_handler
 from serving.callers import caller_of, readiness_for
-from serving.catalogue import Catalogue, Clock
+from serving.catalogue import Catalogue, Clock, shelf_at
 from serving.customers import customers_handlers
 from serving.docs import LocalSwagger, docs_router, document_handler
 from serving.events import PushedEvents, push_handler
+from serving.generation import StoreUnavailable
 from serving.guard import Answered, guarded, guarding
 from serving.keys import FILE as KEYS
 from serving.known_keys import KnownKeys
@@ -80,6 +81,7 @@ def health_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 def create_app(
     data: Path,
     *,
+    store: str = "",
     clock: Clock = time.time,
     look_every: float = 0.25,
     workers: int = 1,
@@ -90,12 +92,14 @@ def create_app(
 ) -> Litestar:
     """The app over a data folder, whose generations, reports, events and keys may appear later.
 
-    `clock`: seconds since 1970. `workers`: the processes that share a key's rate. `audit_days`: how long the audit log
-    is kept, 0 for none. `counts`: the folder in which the workers of a server keep what they count, where there are
-    several. Raises `KeyFault` if the file of keys can't be read.
+    `store` is the URL of a Redis that has the generations in place of the folder. `clock`: seconds since 1970.
+    `workers`: the processes that share a key's rate. `audit_days`: how long the audit log is kept, 0 for none.
+    `counts`: the folder in which the workers of a server keep what they count, where there are several. Raises
+    `KeyFault` if the file of keys can't be read, `StoreUnavailable` if `store` is none.
     """
     reports = data / "reports"
-    catalogue = Catalogue(data / "generations", clock=clock, look_every=look_every)
+    shelf = shelf_at(data / "generations", store)
+    catalogue = Catalogue(data / "generations", shelf=shelf, clock=clock, look_every=look_every)
     shared = Shared(counts, catalogue)
     pushed = PushedEvents(data / "events")
     keys = KnownKeys(data / KEYS, workers)
@@ -124,7 +128,11 @@ def create_app(
             *pages(catalogue, reports),
         ],
         lifespan=[lifespan],
-        exception_handlers={HTTPException: _http_problem, Exception: _internal_problem},
+        exception_handlers={
+            HTTPException: _http_problem,
+            StoreUnavailable: _store_problem,
+            Exception: _internal_problem,
+        },
         logging_config=None,
         request_max_body_size=None,  # the guard has the bounds of all bodies
         openapi_config=OpenAPIConfig(
@@ -185,6 +193,7 @@ def app_from_environment(server: int | None = None) -> Litestar:
     data = Path(environment("SCOREHOUSE_DATA") or "data")
     return create_app(
         data,
+        store=environment("SCOREHOUSE_STORE") or "",
         workers=int(environment("SCOREHOUSE_WORKERS") or 1),
         audit_days=int(environment("SCOREHOUSE_AUDIT_DAYS") or 30),
         bounds=Bounds(jobs=Bound(int(environment("SCOREHOUSE_JOB_BYTES") or MOST_JOB_BYTES), by_piece=True)),
@@ -211,6 +220,11 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
         detail = f"{request.method} is not possible at {short(request.scope['path'])}. Possible: {headers['Allow']}."
     error.detail = detail
     return _problem(problem_of(error, caller_of(request.scope)), headers)
+
+
+def _store_problem(_: Request[Any, Any, Any], error: StoreUnavailable) -> Response[Problem]:
+    detail = f"The store of scores cannot be asked just now: {error}."
+    return _problem(Problem(title="Service Unavailable", status=503, detail=detail), {"Retry-After": "5"})
 
 
 def _internal_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:

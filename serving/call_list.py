@@ -22,6 +22,7 @@ from serving.audit import audited_customers
 from serving.catalogue import Catalogue, Served
 from serving.lookups import (
     NOT_SERVED,
+    Conflict,
     ScoreName,
     id_as_sent,
     problem_spec,
@@ -79,7 +80,7 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
 
     @get(
         "/scores/{score:str}/customers",
-        sync_to_thread=False,
+        sync_to_thread=catalogue.shelf.waits,
         tags=["customers"],
         summary="The customers of a score, the best first",
         description="By band, the highest first, in it by value. Pages follow by cursor, all of one generation.",
@@ -87,6 +88,7 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         responses={
             200: ResponseSpec(CallList, generate_examples=False, description="A page of the list."),
             404: problem_spec("Score or band are not known, or the cursor is none of this list; `detail` says which."),
+            409: problem_spec("The score was published without the order of its customers."),
             410: problem_spec("The cursor is of a generation that is not served any more: begin anew without it."),
             503: NOT_SERVED,
         },
@@ -103,6 +105,11 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         if request.scope["raw_path"].partition(b"?")[0].endswith(b"/"):
             # Somebody looks up an id that is empty, and is not to be sent all others.
             unknown_customer(served, id_as_sent(request, 4))
+        if not served.store.has_ranking:
+            raise Conflict(
+                detail=f"Generation {served.name} of score '{score}' was published without the order of its customers;"
+                " the next one that is published has it."
+            )
         if cursor is not None:
             band, start = _place(served, cursor, band)
         else:

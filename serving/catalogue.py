@@ -9,20 +9,24 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
+from serving.addresses import without_login
 from serving.answers import FeaturesAnswer, Readiness, ScoreReadiness, ScoreSummary, summarise
 from serving.counting import looked_up
+from serving.generation import StoreUnavailable
+from serving.opening import Lookups
+from serving.pulling import pull_fault
 from serving.revalidation import Validators
 from serving.scorers import NoScorer, broken_scorer, load_scorer
-from serving.store import CorruptGeneration, Store, current, open_store, published_scores
+from serving.store import CorruptGeneration, current, open_store, published_scores
 
 if TYPE_CHECKING:
     from ml.on_demand import Scorer
@@ -33,12 +37,13 @@ DAY = 86_400
 RETRY_SECONDS = 5.0  # a refused generation is read again this often: it may be a copy under way
 
 Clock = Callable[[], float]  # seconds since 1970
+T = TypeVar("T")
 
 
 class Served:
     """One score as it is served: an open store, and what only the day can tell, computed once a day."""
 
-    def __init__(self, store: Store, clock: Clock = time.time) -> None:
+    def __init__(self, store: Lookups, clock: Clock = time.time) -> None:
         self.store = store
         self.generation = store.generation
         self.scorer: Scorer | NoScorer | None = None  # None: it is not loaded yet
@@ -151,19 +156,74 @@ class Found(msgspec.Struct):
     score: str
     served: Served | None = None
     fault: str | None = None
+    gone: bool = False  # whether even the generation that was served is there no more
+
+
+class Shelf(Protocol):
+    """Where generations are kept. All may raise `StoreUnavailable`."""
+
+    @property
+    def waits(self) -> bool: ...  # whether a lookup waits for a network: then handlers run in threads
+    def pointers(self) -> dict[str, Hashable]: ...  # score -> what differs when its CURRENT does
+    def current(self, score: str) -> str | None: ...
+    def holds(self, score: str, name: str) -> bool: ...  # whether a generation that is open can be read on
+    def open(self, score: str, name: str) -> Lookups: ...
+
+
+class Folder:
+    """Generations in a folder, as `serving.store` keeps them."""
+
+    waits = False
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def pointers(self) -> dict[str, Hashable]:
+        """Score -> identity of the file CURRENT."""
+        found: dict[str, Hashable] = {}
+        for score in published_scores(self.root):
+            with suppress(OSError):
+                status = (self.root / score / "CURRENT").stat()
+                found[score] = (status.st_mtime_ns, status.st_ino)
+        return found
+
+    def current(self, score: str) -> str | None:
+        return current(self.root, score)
+
+    def holds(self, score: str, name: str) -> bool:
+        """Always: what is open stays, whatever is removed."""
+        return True
+
+    def open(self, score: str, name: str) -> Lookups:
+        return open_store(self.root / score / name)
+
+
+def shelf_at(root: Path, url: str) -> Shelf:
+    """The shelf of SCOREHOUSE_STORE: a Redis, or the folder if it is empty. `StoreUnavailable` if it is neither."""
+    if not url:
+        return Folder(root)
+    from serving.redis_store import SCHEMES, RedisShelf
+
+    if not url.startswith(SCHEMES):
+        raise StoreUnavailable(f"SCOREHOUSE_STORE is '{without_login(url)}'; possible: {'…, '.join(SCHEMES)}…")
+    return RedisShelf(url)
 
 
 class Catalogue:
-    """The scores under a folder of generations, kept up to date while `serving` runs."""
+    """The scores on a shelf of generations (without one, in the folder), kept up to date while `serving` runs."""
 
-    def __init__(self, root: Path, *, clock: Clock = time.time, look_every: float = 0.25) -> None:
+    def __init__(
+        self, root: Path, *, shelf: Shelf | None = None, clock: Clock = time.time, look_every: float = 0.25
+    ) -> None:
         self.root = root
+        self.shelf = shelf or Folder(root)
+        self.down: str | None = None  # why the shelf cannot be looked at just now
         self.scores: dict[str, Served] = {}
         self.faults: dict[str, str] = {}  # score -> why its newest generation is not served
         self.refusals: dict[str, int] = {}  # score -> how often one was refused
         self._clock = clock
         self._look_every = look_every
-        self._pointers: dict[str, tuple[int, int]] = {}  # score -> identity of the CURRENT last acted upon
+        self._pointers: dict[str, Hashable] = {}  # score -> the CURRENT last acted upon
         self._retry_at: dict[str, float] = {}
 
     @asynccontextmanager
@@ -181,6 +241,12 @@ class Catalogue:
                 served.store.close()
             self.scores = {}
 
+    async def read(self, function: Callable[..., T], *arguments: object) -> T:
+        """What a function reads of a store: at once where that is a file, in a thread where it waits for a network."""
+        if self.shelf.waits:
+            return await asyncio.to_thread(function, *arguments)
+        return function(*arguments)
+
     async def _follow(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
@@ -195,35 +261,45 @@ class Catalogue:
 
     def look(self) -> list[Found]:
         """Open and verify the generations that CURRENT newly names. Reads the disk; handlers see nothing of it yet."""
-        found = []
-        scores = {*published_scores(self.root), *self.scores}
-        for score in sorted(scores):
-            try:
-                status = (self.root / score / "CURRENT").stat()
-                pointer = (status.st_mtime_ns, status.st_ino)
-            except OSError:
-                pointer = (0, 0)
-            if pointer == self._pointers.get(score) and time.monotonic() < self._retry_at.get(score, math.inf):
-                continue
-            self._pointers[score] = pointer
-            found.append(self._look_at(score))
-            self._retry_at[score] = time.monotonic() + RETRY_SECONDS if found[-1].fault else math.inf
+        found: list[Found] = []
+        try:
+            pointers = self.shelf.pointers()
+            self._look_at_each(pointers, found)
+            down = None
+        except StoreUnavailable as error:
+            down = str(error)
+        if down != self.down:
+            log.error("%s", down) if down else log.info("the store of generations can be reached again")
+        self.down = down
         return found
 
+    def _look_at_each(self, pointers: dict[str, Hashable], found: list[Found]) -> None:
+        for score in sorted({*pointers, *self.scores}):
+            pointer = pointers.get(score)
+            is_as_before = score in self._pointers and pointer == self._pointers[score]
+            if is_as_before and time.monotonic() < self._retry_at.get(score, math.inf):
+                continue
+            found.append(self._look_at(score))
+            self._pointers[score] = pointer
+            self._retry_at[score] = time.monotonic() + RETRY_SECONDS if found[-1].fault else math.inf
+
     def _look_at(self, score: str) -> Found:
+        served = self.scores.get(score)
         try:
-            name = current(self.root, score)
+            name = self.shelf.current(score)
             if name is None:
                 raise CorruptGeneration(f"{score}/CURRENT: is missing")
-            served = self.scores.get(score)
-            if served and served.name == name:
+            if served and served.name == name and self.shelf.holds(score, name):
                 return Found(score)
-            found = Served(open_store(self.root / score / name), self._clock)
+            found = Served(self.shelf.open(score, name), self._clock)
             if served:  # which serves on meanwhile; else lookups come first
-                found.scorer = load_scorer(self.root / score / name, found.generation)
+                found.scorer = load_scorer(found.store)
             return Found(score, served=found)
         except CorruptGeneration as error:
-            return Found(score, fault=str(error))
+            gone = served is not None and not self.shelf.holds(score, served.name)
+            return Found(score, fault=str(error), gone=gone)
+        except StoreUnavailable:
+            raise
         except Exception as error:  # a fault of one score must not stop the others
             log.exception("%s: could not be read", score)
             return Found(score, fault=f"{score}: could not be read ({type(error).__name__})")
@@ -232,12 +308,14 @@ class Catalogue:
         """Load what predicts on demand of the scores that were served without it, as lookups could begin earlier so."""
         for served in self.scores.values():
             if served.scorer is None:
-                served.scorer = load_scorer(self.root / served.generation.score / served.name, served.generation)
+                served.scorer = load_scorer(served.store)
 
     def take_over(self, found: list[Found]) -> None:
         """Serve what `look` has found. To be called on the event loop."""
         known = bool(self.scores)  # what is there from the start has been told then
         for one in found:
+            if one.gone:
+                self.scores = {score: served for score, served in self.scores.items() if score != one.score}
             if one.fault is not None:
                 if self.faults.get(one.score) != one.fault:
                     self.refusals[one.score] = self.refusals.get(one.score, 0) + 1
@@ -257,7 +335,9 @@ class Catalogue:
 
     def readiness(self) -> Readiness:
         """What is served and what is wrong, for /health/ready."""
-        scores = []
+        scores: list[ScoreReadiness] = []
+        if self.down:
+            return Readiness(status="unavailable", detail=f"{self.down}. It is tried again.", scores=scores)
         for score in sorted({*self.scores, *self.faults}):
             served = self.scores.get(score)
             summary = served.summary() if served else None
@@ -283,4 +363,6 @@ class Catalogue:
         if unable := [one.score for one in scores if one.fault]:
             detail = f"Looked up, but not predicted on demand: {', '.join(unable)}. Publish anew or roll back."
             return Readiness(status="degraded", detail=detail, scores=scores)
+        if unpulled := pull_fault(self.root):
+            return Readiness(status="degraded", detail=f"{unpulled}. What is here is served.", scores=scores)
         return Readiness(status="ready", detail=f"{len(scores)} scores are served.", scores=scores)

@@ -59,7 +59,7 @@ def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 
     @get(
         "/customers/{customer_id:str}/features",
-        sync_to_thread=False,
+        sync_to_thread=catalogue.shelf.waits,
         tags=["customers"],
         summary="The features of one customer",
         responses={
@@ -79,7 +79,7 @@ def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 
     @get(
         "/customers/{customer_id:str}",
-        sync_to_thread=False,
+        sync_to_thread=catalogue.shelf.waits,
         tags=["customers"],
         summary="All scores of one customer",
         responses={
@@ -92,7 +92,7 @@ def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 
     # An id may have slashes, and a path parameter that takes them is always the last. Where there is one the router
     # sends it all ids, so that the handlers above are what describes the endpoints, and this is what answers.
-    @get("/customers/{rest:path}", sync_to_thread=False, include_in_schema=False)
+    @get("/customers/{rest:path}", sync_to_thread=catalogue.shelf.waits, include_in_schema=False)
     def customer_with_slashes(request: Request[Any, Any, Any], rest: str, score: str | None = None) -> ASGIResponse:
         if request.scope["raw_path"].partition(b"?")[0].endswith(ENDING):
             return answer(request, score)

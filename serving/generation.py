@@ -26,6 +26,10 @@ class PublicationError(Exception):
     """A generation could not be published. The message says which and why; nothing of it is visible to a server."""
 
 
+class StoreUnavailable(Exception):
+    """The store of generations cannot be asked just now. The message names it, without secrets, and says why."""
+
+
 class BadCustomerId(PublicationError, ValueError):
     """A customer id that cannot be a key, or stands out of order. The message names it."""
 
@@ -156,22 +160,34 @@ def read_manifest(folder: Path) -> Generation:
         raise CorruptGeneration(f"{where}/{name}: is missing") from None
     except (OSError, ValueError) as error:
         raise CorruptGeneration(f"{where}/generation.json: cannot be read: {error}") from error
+    return parsed_manifest(manifest, checksum, folder.parent.name, folder.name)
+
+
+def parsed_manifest(manifest: bytes, checksum: str, score: str, name: str) -> Generation:
+    """The content of a generation.json, given that of generation.json.sha256 and where they lay.
+
+    Raises `CorruptGeneration` if it is not whole, or does not speak of this generation.
+    """
+    where = f"{score}/{name}"
     if hashlib.sha256(manifest).hexdigest() != checksum.partition(" ")[0]:
         raise CorruptGeneration(f"{where}/generation.json: its checksum is wrong: changed or incomplete")
     try:
         generation = msgspec.json.decode(manifest, type=Generation)
     except msgspec.MsgspecError as error:
         raise CorruptGeneration(f"{where}/generation.json: {error}") from error
-    for name, found, expected in (
+    for fact, found, expected in (
         ("format", generation.format, FORMAT),
-        ("score", generation.score, folder.parent.name),
-        ("generation", generation.generation, folder.name),
+        ("score", generation.score, score),
+        ("generation", generation.generation, name),
     ):
         if found != expected:
-            raise CorruptGeneration(f"{where}/generation.json: {name} is {found!r}, expected {expected!r}")
-    for name in ("store.mdb", *(("features.mdb",) if generation.features else ())):
-        if name not in generation.files:
-            raise CorruptGeneration(f"{where}/generation.json: names no {name}")
+            raise CorruptGeneration(f"{where}/generation.json: {fact} is {found!r}, expected {expected!r}")
+    for file in ("store.mdb", *(("features.mdb",) if generation.features else ())):
+        if file not in generation.files:
+            raise CorruptGeneration(f"{where}/generation.json: names no {file}")
+    for file in generation.files:
+        if not NAME.fullmatch(file):
+            raise CorruptGeneration(f"{where}/generation.json: {file!r} is no name of a file")
     return generation
 
 

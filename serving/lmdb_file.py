@@ -117,6 +117,16 @@ def _refuse(chunk: list[tuple[str, bytes]], previous: bytes, ending: bytes) -> N
         previous = key
 
 
+def pairs_of(file: Path) -> Iterator[tuple[bytes, bytes]]:
+    """All pairs of a file, sorted by key."""
+    identity, environment = open_shared(file)
+    try:
+        with environment.begin() as transaction:
+            yield from transaction.cursor()
+    finally:
+        close_shared(identity)
+
+
 # LMDB lets a process open a file only once, so its readers share it: file -> [environment, number of readers]
 _shared: dict[FileIdentity, list[Any]] = {}
 _sharing = threading.Lock()

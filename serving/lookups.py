@@ -4,7 +4,7 @@ from typing import Annotated, Any, NoReturn
 from urllib.parse import unquote
 
 from litestar import Request
-from litestar.exceptions import NotFoundException, ServiceUnavailableException
+from litestar.exceptions import HTTPException, NotFoundException, ServiceUnavailableException
 from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
@@ -12,6 +12,7 @@ from serving.answers import PROBLEM, Problem
 from serving.callers import caller_of
 from serving.catalogue import Catalogue, Served
 from serving.counting import looked_up
+from serving.generation import StoreUnavailable
 
 ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
 CustomerId = Annotated[
@@ -21,6 +22,12 @@ CustomerId = Annotated[
         " of `entity`; inside a part '~' is written '~0' and ',' '~1'."
     ),
 ]
+
+
+class Conflict(HTTPException):
+    """What is published can't do this."""
+
+    status_code = 409
 
 
 def problem_spec(description: str) -> ResponseSpec:
@@ -43,6 +50,8 @@ def served_score(catalogue: Catalogue, score: str, request: Request[Any, Any, An
     served = catalogue.scores.get(score)
     if served is not None:
         return served
+    if catalogue.down:
+        raise StoreUnavailable(catalogue.down)
     if fault := catalogue.faults.get(score):
         detail = f"Score '{score}' cannot be served: {fault}. Publish anew or roll back."
         raise ServiceUnavailableException(detail=detail, extra={"known_scores": known})

@@ -5,15 +5,45 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import lmdb
 import msgspec
 
-from serving.generation import NAME, RANKING, CorruptGeneration, CustomerScore, Generation, read_manifest, sha256_of
+from serving.generation import RANKING, CorruptGeneration, CustomerScore, Generation, read_manifest, sha256_of
 from serving.lmdb_file import LONGEST_ID, close_shared, open_shared, rank_key
 
 _SAMPLES = 1000  # customers whose JSON is decoded
+
+
+class Lookups(Protocol):
+    """What an open generation can be asked, wherever it is kept. Ids as texts, answers as the stored JSON."""
+
+    generation: Generation
+    rows: int
+    has_ranking: bool
+
+    def get(self, customer_id: str) -> bytes | None: ...
+    def get_many(self, ids: Sequence[str]) -> list[bytes | None]: ...
+    def features(self, customer_id: str) -> bytes | None: ...
+    def attachment(self, name: str) -> bytes: ...
+    def ranked(self, band: str | None, start: int, count: int) -> list[bytes]: ...
+    def rows_of_features(self) -> int: ...
+    def rows_of_ranking(self) -> int: ...
+    def sample(self, size: int) -> Iterator[tuple[str, bytes]]: ...
+    def close(self) -> None: ...
+
+
+def places(generation: Generation, band: str | None) -> tuple[int, int]:
+    """The first rank of a band, from 0, and that behind its last; of all customers, also those without a band.
+
+    Raises `KeyError` if there is no such band.
+    """
+    if band is None:
+        return 0, generation.rows
+    counts = generation.band_counts
+    first = sum(counts[one] for one in list(counts)[: list(counts).index(band)]) if band in counts else 0
+    return first, first + counts[band]
 
 
 class Store:
@@ -25,6 +55,7 @@ class Store:
     def __init__(self, generation: Generation, folder: Path) -> None:
         self.generation = generation
         self.has_ranking = RANKING in generation.files
+        self._folder = folder
         with ExitStack() as opened:
 
             def environment(name: str) -> lmdb.Environment:
@@ -61,19 +92,17 @@ class Store:
         """
         if self._ranking is None:
             raise LookupError(f"generation {self.generation.generation} was published without a ranking")
-        first, last = self.places(band)
+        first, last = places(self.generation, band)
         keys = [rank_key(rank) for rank in range(first + start, min(first + start + count, last))]
         with self._ranking.begin() as ranking, self._environment.begin() as customers:
             # Verified at opening, of a sample: each id is there.
             return [customers.get(ranking.get(key, b"\0"), b"") for key in keys]
 
-    def places(self, band: str | None) -> tuple[int, int]:
-        """The first rank of a band, from 0, and that behind its last; of all customers, also those without a band."""
-        if band is None:
-            return 0, self.generation.rows
-        counts = self.generation.band_counts
-        first = sum(counts[one] for one in list(counts)[: list(counts).index(band)]) if band in counts else 0
-        return first, first + counts[band]
+    def attachment(self, name: str) -> bytes:
+        """The content of a file that was attached, such as model.cbm. Raises `KeyError` if there is none such."""
+        if name not in self.generation.files:
+            raise KeyError(name)
+        return (self._folder / name).read_bytes()
 
     def rows_of_features(self) -> int:
         return 0 if self._features is None else int(self._features.stat()["entries"])
@@ -120,9 +149,6 @@ def open_store(folder: Path) -> Store:
     """Verify a generation as `store.verify` does, and open it for lookups. Raises `CorruptGeneration`."""
     generation = read_manifest(folder)
     where = f"{folder.parent.name}/{folder.name}"
-    for name in generation.files:
-        if not NAME.fullmatch(name):
-            raise CorruptGeneration(f"{where}/generation.json: {name!r} is no name of a file")
     with ThreadPoolExecutor() as threads:  # reading takes as long as hashing, and each file is as good as another
         for _ in threads.map(_check_file, [folder / name for name in generation.files], generation.files.values()):
             pass
@@ -131,7 +157,7 @@ def open_store(folder: Path) -> Store:
     except lmdb.Error as error:
         raise CorruptGeneration(f"{where}: cannot be opened: {error}") from error
     try:
-        _check_contents(store)
+        check_contents(store)
     except BaseException as error:
         store.close()
         if isinstance(error, (lmdb.Error, ValueError)):
@@ -153,7 +179,7 @@ def _check_file(file: Path, sha256: str) -> None:
         raise CorruptGeneration(f"{where}: its checksum is wrong: changed or incomplete ({size} bytes)")
 
 
-def _check_contents(store: Store) -> None:
+def check_contents(store: Lookups) -> None:
     """Count the customers, and decode a sample. Raises `ValueError` with file and fault."""
     generation = store.generation
     if store.rows != generation.rows:
@@ -178,7 +204,7 @@ def _check_contents(store: Store) -> None:
         _check_ranking(store)
 
 
-def _check_ranking(store: Store) -> None:
+def _check_ranking(store: Lookups) -> None:
     """Whether as many are ranked as there are customers, and of a sample each stands in their band, none above a
     better one."""
     generation = store.generation
@@ -189,7 +215,7 @@ def _check_ranking(store: Store) -> None:
         raise ValueError(f"generation.json: its bands have {banded} customers, store.mdb {generation.rows}")
     ranks = range(0, generation.rows, max(1, generation.rows // _SAMPLES))
     for band in (*generation.band_counts, None):
-        first, last = store.places(band) if band is not None else (banded, generation.rows)
+        first, last = places(generation, band) if band is not None else (banded, generation.rows)
         above = float("inf")
         for rank in (rank for rank in ranks if first <= rank < last):
             (stored,) = store.ranked(None, rank, 1)

@@ -110,10 +110,10 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
             known = ", ".join(filter(caller_of(request.scope).may_see, catalogue.scores)) or "none yet"
             return _render("not_found.html", 404, here="", detail=f"There is no score '{score[:100]}'. Known: {known}.")
         asked = customer_id.strip() if customer_id else None
-        examples = _examples(served)
-        shown = asked or (examples[0].customer_id if examples else None)
-        stored = served.store.get(shown) if shown else None
-        customer = msgspec.json.decode(stored, type=CustomerScore) if stored else None
+        # What waits for a network is asked in a thread: it stays when it is replaced, and so is found there.
+        waits = catalogue.shelf.waits
+        looked_up = await asyncio.to_thread(_looked_up, served, asked) if waits else _looked_up(served, asked)
+        examples, customer = looked_up
         summary = served.summary()
         return _render(
             "score.html",
@@ -204,6 +204,14 @@ async def _file(request: Request[Any, Any, Any], path: Path, headers: dict[str, 
     if "gzip" in request.headers.get("accept-encoding", ""):
         content, headers = gzipped, headers | {"Content-Encoding": "gzip"}
     return Response(content, media_type=MediaType.HTML, headers=headers)
+
+
+def _looked_up(served: Served, asked: str | None) -> tuple[list[CustomerScore], CustomerScore | None]:
+    """A few customers to look up, and who is asked for, or else the first of them; None if there is nobody."""
+    examples = _examples(served)
+    shown = asked or (examples[0].customer_id if examples else None)
+    stored = served.store.get(shown) if shown else None
+    return examples, msgspec.json.decode(stored, type=CustomerScore) if stored else None
 
 
 def _examples(served: Served) -> list[CustomerScore]:

@@ -42,7 +42,7 @@ def _plain(scope: Any, catalogue: Catalogue) -> Published | None:
         return None
     score = parts[2].decode("latin-1")
     served = catalogue.scores.get(score)
-    if served is None or not caller_of(scope).may_see(score) or served.refusal() is not None:
+    if served is None or catalogue.shelf.waits or not caller_of(scope).may_see(score) or served.refusal() is not None:
         return None
     body = served.customer(parts[4].decode("latin-1"))
     return None if body is None else Published(body, served.validators, scope)

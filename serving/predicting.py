@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from litestar import MediaType, Request, get, post
-from litestar.exceptions import HTTPException, NotFoundException, ServiceUnavailableException
+from litestar.exceptions import NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, RequestBody, Schema
@@ -30,6 +30,7 @@ from serving.lookups import (
     NOT_SERVED,
     UNKNOWN,
     UNKNOWN_SCORE,
+    Conflict,
     ScoreName,
     problem_spec,
     score_to_look_up,
@@ -72,12 +73,6 @@ class _Asked(msgspec.Struct):
     row: Row
     stored: bytes | None = None
     published: float | None = None
-
-
-class Conflict(HTTPException):
-    """What is published can't do this."""
-
-    status_code = 409
 
 
 async def _prediction(
@@ -123,7 +118,8 @@ async def _looked_up(
             if catalogue.scores.get(score) is not served:
                 return None
         if isinstance(row.customer_id, str):
-            features, stored = served.store.features(row.customer_id), served.store.get(row.customer_id)
+            features = await catalogue.read(served.store.features, row.customer_id)
+            stored = await catalogue.read(served.store.get, row.customer_id)
             if features is None or stored is None:
                 unknown.append(
                     EventFault(row=number, column=None, fault=f"customer '{short(row.customer_id)}' is not known")

@@ -2,11 +2,12 @@
 
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from serving.generation import Generation
+from serving.opening import Lookups
 
 if TYPE_CHECKING:
     from ml.on_demand import Scorer
@@ -21,9 +22,10 @@ class NoScorer(msgspec.Struct, frozen=True):
     broken: bool
 
 
-def load_scorer(folder: Path, generation: Generation) -> "Scorer | NoScorer":
-    """The scorer of a verified generation in its folder, with the table of its reasons. It takes a second at first, for
+def load_scorer(store: Lookups) -> "Scorer | NoScorer":
+    """The scorer of a verified generation, with the table of its reasons. It takes a second at first, for
     the imports, then tenths of one, and as much memory as the model and its table: see `ml.leaf_table`."""
+    generation = store.generation
     name = f"Generation {generation.generation} of score '{generation.score}'"
     absent = [
         what
@@ -35,14 +37,19 @@ def load_scorer(folder: Path, generation: Generation) -> "Scorer | NoScorer":
         return NoScorer(detail, broken=False)
     try:
         from ml.on_demand import make_scorer
-        from ml.registry import load
+        from ml.registry import BOOSTER, CARD, load
 
-        model = load(folder)
+        with TemporaryDirectory() as folder:
+            for file in (BOOSTER, CARD):
+                (Path(folder) / file).write_bytes(store.attachment(file))
+            model = load(Path(folder))
         if generation.reasons:
             model.leaf_table  # noqa: B018 (it is made now, and not at the first request)
         return make_scorer(model, generation.features, generation.bands, generation.quantiles, generation.reasons)
     except Exception as error:  # whatever it is, lookups go on
-        log.exception("%s/%s: its model can't be loaded, so nothing is predicted", generation.score, folder.name)
+        log.exception(
+            "%s/%s: its model can't be loaded, so nothing is predicted", generation.score, generation.generation
+        )
         detail = f"{name} can't predict: its model can't be loaded ({type(error).__name__}; the server's log has more)."
         return NoScorer(detail, broken=True)
 

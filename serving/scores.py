@@ -97,7 +97,7 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 
     @get(
         "/scores/{score:str}/customers/{customer_id:path}",
-        sync_to_thread=False,
+        sync_to_thread=catalogue.shelf.waits,
         tags=["customers"],
         summary="The score of one customer",
         responses={
@@ -134,7 +134,7 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
     async def lookup(request: Request[Any, Any, Any], score: ScoreName) -> ASGIResponse:
         asked = read_body(await request.body(), _lookup)
         served = score_to_look_up(catalogue, score, request)  # after the last await: from here on nothing replaces it
-        found, missing = served.customers([str(one) for one in asked.ids])
+        found, missing = await catalogue.read(served.customers, [str(one) for one in asked.ids])
         audited_customers(request, len(asked.ids))
         named = b'{"score":%b,"generation":%b,"scores":[' % (encode(score), encode(served.name))
         body = b"".join([named, b",".join(found), b'],"missing":', encode(missing), b"}"])

@@ -10,6 +10,7 @@
                                    no band last; not there in generations of old
         model.cbm, card.json, ...  what was attached
     <root>/<score>/CURRENT         the name of the generation that is served
+    <root>/<score>/withdrawn.json  the generations that were rolled back: see `serving.withdrawing`
 
 `write` stages a bundle beside the others and renames it, `verify` reads it back, `flip` puts its name into CURRENT.
 A publisher killed at any instant leaves CURRENT as it was, and at worst a dot-folder that `prune` removes.
@@ -55,6 +56,7 @@ __all__ = [
     "current",
     "customer_key",
     "flip",
+    "generations_of",
     "is_alive",
     "open_store",
     "payload",
@@ -89,7 +91,7 @@ def write(
     try:
         if not home.is_dir():
             home.mkdir(parents=True)
-            _sync(root)
+            sync(root)
         staging.mkdir()
         streams = {staging / "store.mdb": by_customer(customers)}
         if generation.features:
@@ -113,10 +115,10 @@ def write(
         (staging / "generation.json").write_bytes(manifest)
         (staging / "generation.json.sha256").write_text(f"{hashlib.sha256(manifest).hexdigest()}  generation.json\n")
         for file in (staging / "generation.json", staging / "generation.json.sha256"):
-            _sync(file)
-        _sync(staging)
+            sync(file)
+        sync(staging)
         os.rename(staging, folder)
-        _sync(home)
+        sync(home)
     except (OSError, lmdb.Error) as error:
         raise PublicationError(f"{score}/{name} could not be written: {error}") from error
     finally:
@@ -126,7 +128,7 @@ def write(
 
 def _settled(file: Path) -> str:
     """The checksum of a file, once it is on the disk."""
-    _sync(file)
+    sync(file)
     return sha256_of(file)
 
 
@@ -143,17 +145,23 @@ def flip(root: Path, score: str, generation: str) -> None:
     """Make a generation the one that is served, atomically; an older one is a rollback."""
     home = root / _checked(score)
     if not (home / _checked(generation) / "generation.json").is_file():
-        raise PublicationError(f"{score}/{generation} is not published (there are: {', '.join(_published(home))})")
-    pointer = home / f".CURRENT-{generation}-{os.getpid()}"
+        raise PublicationError(f"{score}/{generation} is not published (there are: {', '.join(generations_of(home))})")
     try:
-        pointer.write_text(generation + "\n")
-        _sync(pointer)
-        os.replace(pointer, home / "CURRENT")
-        _sync(home)
+        replace_file(home / "CURRENT", f"{generation}\n".encode())
     except OSError as error:
         raise PublicationError(f"{score}/CURRENT could not be set to {generation}: {error}") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give a file another content, durably, and whole at any instant."""
+    staged = path.parent / f".{path.name}-{os.getpid()}"
+    try:
+        staged.write_bytes(content)
+        sync(staged)
+        os.replace(staged, path)
+        sync(path.parent)
     finally:
-        pointer.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
 
 
 def current(root: Path, score: str) -> str | None:
@@ -181,19 +189,19 @@ def prune(root: Path, score: str, keep: int = 3) -> list[str]:
     Raises `CorruptGeneration` if CURRENT cannot be read.
     """
     home, serving = root / _checked(score), current(root, score)
-    doomed = [name for name in _published(home)[: -keep or None] if name != serving]
+    doomed = [name for name in generations_of(home)[: -keep or None] if name != serving]
     for name in doomed:  # renamed first: a prune that is killed leaves no half generation under a good name
         os.rename(home / name, home / f".removed-{name}-{os.getpid()}")
     for path in home.glob(".*"):
         kind, publisher = path.name[1:].partition("-")[0], path.name.rpartition("-")[2]
         if kind == "removed" or (kind == "staging" and not is_alive(publisher)):
             shutil.rmtree(path)
-        elif kind == "CURRENT" and not is_alive(publisher):
+        elif kind in ("CURRENT", "withdrawn.json") and not is_alive(publisher):
             path.unlink()
     return doomed
 
 
-def _published(home: Path) -> list[str]:
+def generations_of(home: Path) -> list[str]:
     """The generations of a score, the oldest first; one whose manifest cannot be read counts as oldest."""
 
     def age(name: str) -> tuple[float, str]:
@@ -211,7 +219,7 @@ def _checked(name: str) -> str:
     return name
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or a directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -221,7 +229,7 @@ def _sync(path: Path) -> None:
 
 
 def is_alive(process: str) -> bool:
-    """Whether there is a process of this number."""
+    """Whether there is a process of this number on this machine."""
     try:
         os.kill(int(process), 0)
     except (ValueError, ProcessLookupError):
