@@ -20,7 +20,7 @@ IS_SAMPLE := $(filter $(CURDIR)/dbt_project,$(abspath $(SCOREHOUSE_PROJECT)))
 SQL := $(SCOREHOUSE_PROJECT)/models $(wildcard $(SCOREHOUSE_PROJECT)/tests/*.sql) \
 	$(if $(IS_SAMPLE),tests/projects/loans/models tests/projects/card_tier)
 
-.PHONY: setup run backfill sets versions train promote rollback generations push rescore key keys revoke leaks test check check-project check-types serve ui bench days lock format clean help
+.PHONY: setup run jobs backfill sets versions train promote rollback generations push rescore key keys revoke leaks test check check-project check-types serve ui bench days lock format clean help
 
 setup: .venv/installed  ## set up .venv from requirements.lock (done again only when that file changes)
 
@@ -42,6 +42,9 @@ run: setup  ## load, build, train, gate, score, publish, report (make run FULL_R
 backfill: setup  ## build as-of dates again, and what comes of them (make backfill FROM=2017-06-05 TO=2017-07-03)
 	@test -n "$(FROM)$(TO)" || { echo "make backfill: say which as-of dates: FROM=YYYY-MM-DD TO=YYYY-MM-DD, or one of them for one date"; exit 2; }
 	@$(BIN)/python -m orchestration.run $(if $(FROM),--as-of-from $(FROM)) $(if $(TO),--as-of-to $(TO))
+
+jobs: setup  ## score the uploaded jobs that wait, now (make ui does so as they come)
+	@$(BIN)/python -m orchestration.jobs
 
 sets: setup  ## what each model version was trained on, and whether that can be had again
 	@$(BIN)/python -m orchestration.training_sets

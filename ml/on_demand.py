@@ -70,13 +70,14 @@ def make_scorer(
     )
 
 
-def predict(scorer: Scorer, rows: pa.RecordBatch, reasons: bool = False) -> pa.RecordBatch:
+def predict(scorer: Scorer, rows: pa.RecordBatch, reasons: bool = False, texts: bool = True) -> pa.RecordBatch:
     """The predictions of rows as `ml.values.read_rows` gives them, in their order.
 
     Columns: value double; band varchar, null below the lowest; percentile double, the percent of customers scored no
     higher, null where that is not known; of a category also probabilities map<varchar, double>. With `reasons` also
     reasons list<struct<feature, value, contribution, text>>, of every row, the strongest first, as many as the score's
-    owner has told. Raises `EncodingError` if a feature is missing or mistyped.
+    owner has told; without `texts` they are as `ml.explanation.reasons` gives them. Raises `EncodingError` if a
+    feature is missing or mistyped.
     """
     encoder = scorer.model.card.encoder
     matrix = encode(encoder, rows)
@@ -93,7 +94,8 @@ def predict(scorer: Scorer, rows: pa.RecordBatch, reasons: bool = False) -> pa.R
         told = explanation.no_reasons(rows.num_rows)
         if scorer.top and rows.num_rows:
             told = explanation.reasons(scorer.model.leaf_table, encoder, rows, matrix, scorer.top, likeliest)
-        columns["reasons"] = _with_texts(told, scorer.subjects, None if likeliest is None else columns["band"])
+        classes = None if likeliest is None else columns["band"]
+        columns["reasons"] = _with_texts(told, scorer.subjects, classes) if texts else told
     return pa.RecordBatch.from_pydict(columns)
 
 

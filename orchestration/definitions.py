@@ -7,6 +7,7 @@ from orchestration.automation import daily, retraining_sensor, stream_sensor, we
 from orchestration.drifting import drift_asset
 from orchestration.events import publish_contracts
 from orchestration.instance import in_process_executor
+from orchestration.jobs import jobs_sensor, scoring_jobs
 from orchestration.leaks import right_in_time
 from orchestration.loading import check_sources, raw_asset
 from orchestration.performance import performance_asset
@@ -47,11 +48,12 @@ def define(where: Paths) -> dg.Definitions:
     # Several scores may have one feature model: any of them stands for it.
     featured = {score.features_id: score for score in project.scores}
     guards = [right_in_time(score, keys[model], project, manifest, where) for model, score in featured.items()]
+    scoring = scoring_jobs(project, where)
     schedules = [daily(guards), *([weekly(guards, where)] if guards else [])]
     return dg.Definitions(
         assets=assets,
         asset_checks=guards,
-        jobs=[schedule.job for schedule in schedules],
+        jobs=[*(schedule.job for schedule in schedules), scoring],
         schedules=schedules,
         sensors=[
             stream_sensor(source, keys[source.id], guards, where)
@@ -62,7 +64,8 @@ def define(where: Paths) -> dg.Definitions:
             retraining_sensor(score, guards, project, where)
             for score in project.scores
             if score.retrain and (score.retrain.drift or score.retrain.performance)
-        ],
+        ]
+        + [jobs_sensor(scoring, where)],
         resources={"dbt": dbt_resource(where)},
         executor=in_process_executor(where),
     )

@@ -28,7 +28,7 @@ def open_instance(where: Paths) -> dg.DagsterInstance:
         (where.dagster_home / "dagster.yaml").write_bytes((REPOSITORY / "dagster.yaml").read_bytes())
         try:
             instance = dg.DagsterInstance.get()
-            _bury_the_dead(instance, where)
+            bury_the_dead(instance, where)
             instance.event_log_storage.get_concurrency_keys()  # so that a damaged event log is told before a run begins
         except DatabaseError as error:
             raise storage_fault(where, error) from None
@@ -57,7 +57,7 @@ def _is_sound(file: Path) -> bool:
         return False
 
 
-def _bury_the_dead(instance: dg.DagsterInstance, where: Paths) -> None:
+def bury_the_dead(instance: dg.DagsterInstance, where: Paths) -> None:
     """Ends the runs whose process is gone, and gives their slots to others."""
     unfinished = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
     for record in instance.get_run_records(dg.RunsFilter(statuses=unfinished)):
@@ -106,7 +106,7 @@ def give_slots_back(instance: dg.DagsterInstance, where: Paths, run_id: str) -> 
     Some have no lock to tell them by, such as those of Dagster's own commands.
     """
     with exclusively(where.data / "dagster.lock"):
-        _bury_the_dead(instance, where)
+        bury_the_dead(instance, where)
     storage = instance.event_log_storage
     for pool in storage.get_concurrency_keys():
         held = storage.get_concurrency_info(pool)

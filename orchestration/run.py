@@ -306,6 +306,7 @@ def _run(where: Paths, console: Console, log: Path, build: Mapping[str, Any]) ->
         if build.get("as_of_from") or build.get("as_of_to"):  # a mistake in them is told before anything runs
             backfill_of(load_manifest(where), build.get("as_of_from"), build.get("as_of_to"))
         from orchestration.definitions import define
+        from orchestration.jobs import work_off
 
         run_id, asked = str(uuid.uuid4()), time.monotonic()
 
@@ -326,6 +327,8 @@ def _run(where: Paths, console: Console, log: Path, build: Mapping[str, Any]) ->
                 result = job.execute_in_process(
                     instance=instance, run_id=run_id, raise_on_error=False, tags=BY, run_config=config
                 )
+            if result.success:
+                work_off(define(where).resolve_job_def("scoring_jobs"), instance, where, "make run", Display(console))
     seconds = time.monotonic() - started
     if display.failures or not result.success:
         tell_failures(display, where, run_id)

@@ -33,6 +33,7 @@ from serving.docs import LocalSwagger, docs_router, document_handler
 from serving.events import PushedEvents, push_handler
 from serving.generation import StoreUnavailable
 from serving.guard import Answered, guarded, guarding
+from serving.job_api import job_handlers
 from serving.keys import FILE as KEYS
 from serving.known_keys import KnownKeys
 from serving.lookups import (
@@ -123,6 +124,7 @@ def create_app(
             *versions_handlers(catalogue, reports),
             *predict_handlers(catalogue),
             push_handler(pushed),
+            *job_handlers(catalogue, data / "jobs"),
             metrics_handler(catalogue, shared),
             document_handler(catalogue),
             *pages(catalogue, reports),
@@ -147,6 +149,7 @@ def create_app(
                 Tag(name="scores", description="What is served"),
                 Tag(name="customers", description="What scores say of customers"),
                 Tag(name="models", description="The versions behind the scores, with their model cards"),
+                Tag(name="jobs", description="Batches that callers have scored"),
                 Tag(name="events", description="What applications tell"),
                 Tag(name="health", description="How the server is"),
             ],

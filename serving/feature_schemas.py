@@ -79,7 +79,7 @@ def with_contracts(document: Schema, served: Mapping[str, Generation]) -> Schema
         }
         schemas[request] = request_schema(schemas[features]["properties"], features) | {"title": request}
         operation = deepcopy(document["paths"][PREDICT]["post"])
-        operation["operationId"] = f"Predict_{score}"
+        operation["operationId"] = f"predict_{score}"
         operation["summary"] = f"Predict: {generation.title}"
         operation["parameters"] = [one for one in operation.get("parameters", ()) if one["in"] != "path"]
         if not operation["parameters"]:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gzip
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from serving.callers import caller_of, readiness_for
 from serving.catalogue import Catalogue, Served
 from serving.feature_catalogue import feature_views, read_features
 from serving.generation import CustomerScore
+from serving.job_answers import JobDetails
 from serving.model_cards import PAGE, all_versions, card_file, read_versions
 from serving.performance import performance_view, read_performance
 from serving.sources import read_sources, source_view
@@ -76,6 +78,13 @@ _templates.globals.update(style=Markup(_style), version=version("scorehouse"))
 def _render(template: str, status_code: int = 200, **context: Any) -> Response[str]:
     html = _templates.get_template(template).render(**context)
     return Response(html, status_code=status_code, media_type=MediaType.HTML)
+
+
+def jobs_page(listed: Sequence[JobDetails]) -> Response[str]:
+    """The page of a caller's jobs, the newest first."""
+    page = _render("jobs.html", here="jobs", jobs=listed)
+    page.headers.update(PAGE_HEADERS | {"Vary": "Accept"})
+    return page
 
 
 def pages(catalogue: Catalogue, reports: Path) -> list[Router]:

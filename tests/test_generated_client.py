@@ -1,6 +1,7 @@
 """A typed client that a generator makes of the OpenAPI document, used against the real server."""
 
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -18,6 +19,11 @@ from tests.sample_generations import publish
 from tests.test_api import serving
 
 NAME = "scorehouse_client"
+# This generator knows files by this type alone.
+CONFIG = """content_type_overrides:
+  text/csv: application/octet-stream
+  application/vnd.apache.parquet: application/octet-stream
+"""
 
 
 class Generated:
@@ -39,11 +45,12 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generated]:
     publish(folder / "data" / "generations", ids=["1", "a/b", "é"])
     with TestClient(create_app(folder / "data")) as client:
         (folder / "openapi.json").write_bytes(client.get("/openapi.json").content)
+    (folder / "config.yml").write_text(CONFIG)
     beside = Path(sys.executable).parent
     made = subprocess.run(
         [
             *(beside / "openapi-python-client", "generate", "--path", "openapi.json"),
-            *("--output-path", NAME, "--meta", "none", "--fail-on-warning"),
+            *("--output-path", NAME, "--meta", "none", "--config", "config.yml", "--fail-on-warning"),
         ],
         cwd=folder,
         env={**os.environ, "PATH": f"{beside}:{os.environ['PATH']}"},
@@ -93,3 +100,13 @@ def test_the_client_sends_bodies_and_reads_problems_typed(generated: Generated) 
     problem = generated.call("customers.one_customer", "churn", "nobody")
     assert (type(problem).__name__, problem.status) == ("Problem", 404)
     assert json.loads(json.dumps(problem.to_dict()))["detail"].startswith("Unknown customer 'nobody'")
+
+
+def test_the_client_uploads_a_job_and_asks_how_far_it_is(generated: Generated) -> None:
+    file = generated.module("types").File(payload=io.BytesIO(b"customer_id\n1\n\xc3\xa9\n"))
+    job = generated.call("jobs.submit_job", "churn", body=file, idempotency_key="monday")
+    assert (job.score, job.state.value) == ("churn", "queued")
+    assert generated.call("jobs.one_job", job.job).submitted_at == job.submitted_at
+    assert (
+        generated.call("jobs.submit_job", "churn", as_of=job.submitted_at.date().replace(2024, 3, 4)).score == "churn"
+    )
