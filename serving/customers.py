@@ -95,7 +95,9 @@ def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
     @get("/customers/{rest:path}", sync_to_thread=catalogue.shelf.waits, include_in_schema=False)
     def customer_with_slashes(request: Request[Any, Any, Any], rest: str, score: str | None = None) -> ASGIResponse:
         if request.scope["raw_path"].partition(b"?")[0].endswith(ENDING):
+            request.scope["path_template"] = "/customers/{customer_id}/features"  # which metrics and audit tell
             return answer(request, score)
+        request.scope["path_template"] = "/customers/{customer_id}"
         return all_scores_of(catalogue, request, id_as_sent(request, 2))
 
     return [customer_features, all_scores, customer_with_slashes]

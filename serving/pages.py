@@ -18,7 +18,7 @@ from litestar.exceptions import NotFoundException
 from litestar.params import Parameter
 from markupsafe import Markup
 
-from serving.callers import caller_of, readiness_for
+from serving.callers import ANYBODY, caller_of, readiness_for
 from serving.catalogue import Catalogue, Served
 from serving.feature_catalogue import feature_views, read_features
 from serving.generation import CustomerScore
@@ -119,20 +119,22 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
             known = ", ".join(filter(caller_of(request.scope).may_see, catalogue.scores)) or "none yet"
             return _render("not_found.html", 404, here="", detail=f"There is no score '{score[:100]}'. Known: {known}.")
         asked = customer_id.strip() if customer_id else None
+        refusal = served.refusal()
         # What waits for a network is asked in a thread: it stays when it is replaced, and so is found there.
-        waits = catalogue.shelf.waits
-        looked_up = await asyncio.to_thread(_looked_up, served, asked) if waits else _looked_up(served, asked)
-        examples, customer = looked_up
+        examples, customer = ([], None) if refusal else await catalogue.read(_looked_up, served, asked)
         summary = served.summary()
         return _render(
             "score.html",
-            status_code=404 if asked and customer is None else 200,
+            status_code=200 if customer or not asked else 503 if refusal else 404,
             here="scores",
             view=score_view(summary, found),
             places=band_places(summary),
             fault=catalogue.faults.get(score),
             clock=served.generation.today,
             asked=asked,
+            refusal=refusal,
+            keyed=caller_of(request.scope) is not ANYBODY,
+            has_list=served.store.has_ranking and not refusal,
             customer=customer,
             reasons=reason_bars(customer.reasons) if customer else [],
             classes=class_bars(customer.probabilities, band_places(summary)) if customer else [],

@@ -227,3 +227,37 @@ def test_a_cursor_of_what_is_not_served_any_more_is_gone(client: Client, data: P
     gone = client.get(f"/scores/churn/customers?cursor={cursor}")
     assert gone.status_code == 410
     assert "generation g1 is not served any more, g2 is" in gone.json()["detail"]
+
+
+# --- A score whose owner has it refused once it is stale
+
+
+def test_what_is_stale_and_refused_then_is_told_no_more(data: Path) -> None:
+    late = {"as_of_date": date(2024, 2, 1), "when_stale": "refuse"}
+    publish(data / "generations", "g2", **late)
+    publish(data / "generations", score="upsell")
+    with TestClient(create_app(data)) as client:
+        for answer in (
+            client.get(ONE),
+            client.get("/customers/7/features?score=churn"),
+            client.get("/scores/churn/customers"),
+            client.post("/scores/churn/lookup", json={"ids": ["7"]}),
+        ):
+            assert answer.status_code == 503
+            assert answer.json()["detail"].startswith("Score 'churn' is stale, and its owner has it refused then:")
+        both = client.get("/customers/7").json()
+        assert ([one["score"] for one in both["scores"]], both["refused"]) == (["upsell"], ["churn"])
+        assert client.get("/scores/churn").json()["freshness"] == "stale"
+        page = client.get("/pages/churn?customer_id=7")
+        assert page.status_code == 503
+        assert "its owner has it refused then" in page.text and "What moved it most" not in page.text
+        assert client.get("/pages/churn").status_code == 200
+
+
+def test_a_scores_page_offers_its_call_lists(client: Client) -> None:
+    page = client.get("/pages/churn").text
+    assert "% of the customers score no higher." in page
+    for band in ("high", "medium", "low"):
+        address = f"/scores/churn/customers?band={band}&amp;limit=1000&amp;format=csv"
+        assert address in page
+        assert client.get(address.replace("&amp;", "&")).headers["content-type"].startswith("text/csv")
