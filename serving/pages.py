@@ -121,7 +121,10 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
         asked = customer_id.strip() if customer_id else None
         refusal = served.refusal()
         # What waits for a network is asked in a thread: it stays when it is replaced, and so is found there.
-        examples, customer = ([], None) if refusal else await catalogue.read(_looked_up, served, asked)
+        examples: list[CustomerScore] = []
+        customer: CustomerScore | None = None
+        if refusal is None:
+            examples, customer = await catalogue.read(_looked_up, served, asked)
         summary = served.summary()
         return _render(
             "score.html",

@@ -163,6 +163,6 @@ def test_what_a_killed_server_has_left_is_removed_by_the_next(tmp_path: Path) ->
         assert "1000" not in server.get("/metrics")[1].decode()
 
 
-def test_every_metric_is_in_the_readme_and_the_other_way_round(root: Path, client: Client) -> None:
-    told = set(re.findall(r"`(scorehouse_[a-z_]+)[`{]", (REPOSITORY / "README.md").read_text()))
+def test_every_metric_is_in_the_docs_and_the_other_way_round(root: Path, client: Client) -> None:
+    told = set(re.findall(r"`(scorehouse_[a-z_]+)[`{]", (REPOSITORY / "docs" / "serving.md").read_text()))
     assert told == set(re.findall(r"^# TYPE (\w+)", client.get("/metrics").text, re.MULTILINE))
