@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,7 +19,7 @@ from orchestration.judging import current_champion
 from orchestration.model_files import load_card, model_folder
 from orchestration.online_features import json_features, online_features, scored_features
 from orchestration.parity import PublishedDiffers, compare
-from orchestration.project import Paths, ProjectError
+from orchestration.project import Paths
 from orchestration.published_rows import customers, newest_predictions, published_key, ranking
 from orchestration.scoring import feature_rows, what_scores
 from orchestration.training_sets import ScoringError
@@ -29,20 +27,6 @@ from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
     from serving.store import Generation, Store
-
-KEEP_SETTING = "SCOREHOUSE_KEEP_GENERATIONS"
-KEPT_GENERATIONS = 3
-
-
-def kept_generations() -> int:
-    """How many generations of a score are kept. Raises `ProjectError` if the setting is no such number."""
-    setting = os.environ.get(KEEP_SETTING) or str(KEPT_GENERATIONS)
-    if not re.fullmatch("[0-9]{1,9}", setting) or not int(setting):
-        raise ProjectError(
-            f"{KEEP_SETTING} is {setting!r}, not a whole number from 1 on: how many generations of a score are kept to"
-            " roll back to, with the one that is served"
-        )
-    return int(setting)
 
 
 def publish(connection: Connection, score: Score, project: Project, where: Paths) -> dict[str, Any]:
@@ -57,7 +41,7 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     """
     from serving import store
 
-    keep, key = kept_generations(), published_key(score)
+    keep, key = store.kept_generations(), published_key(score)
     champion = current_champion(connection, score)
     if not warehouse.exists(connection, "predictions", score.name):
         raise ScoringError(f"score '{score.name}': has no predictions yet; materialize predictions/{score.name} first")

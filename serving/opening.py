@@ -1,7 +1,6 @@
 """Opening a generation for lookups, which verifies it: what `serving.store` wrote, read back."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Protocol, Self
 import lmdb
 import msgspec
 
-from serving.generation import RANKING, CorruptGeneration, CustomerScore, Generation, read_manifest, sha256_of
+from serving.generation import RANKING, CorruptGeneration, CustomerScore, Generation, read_manifest
 from serving.lmdb_file import LONGEST_ID, close_shared, open_shared, rank_key
+from serving.verified import check_files
 
 _SAMPLES = 1000  # customers whose JSON is decoded
 
@@ -145,13 +145,14 @@ def _key(customer_id: str) -> bytes | None:
     return key if 0 < len(key) <= LONGEST_ID else None
 
 
-def open_store(folder: Path) -> Store:
-    """Verify a generation as `store.verify` does, and open it for lookups. Raises `CorruptGeneration`."""
+def open_store(folder: Path, again: bool = False) -> Store:
+    """Verify a generation and open it for lookups. Raises `CorruptGeneration`.
+
+    Checksums of files that were found right before are taken to be so still, but `again`.
+    """
     generation = read_manifest(folder)
     where = f"{folder.parent.name}/{folder.name}"
-    with ThreadPoolExecutor() as threads:  # reading takes as long as hashing, and each file is as good as another
-        for _ in threads.map(_check_file, [folder / name for name in generation.files], generation.files.values()):
-            pass
+    check_files(folder, generation, again)
     try:
         store = Store(generation, folder)
     except lmdb.Error as error:
@@ -164,19 +165,6 @@ def open_store(folder: Path) -> Store:
             raise CorruptGeneration(f"{where}/{error}") from error
         raise
     return store
-
-
-def _check_file(file: Path, sha256: str) -> None:
-    where = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
-    try:
-        actual = sha256_of(file)
-    except FileNotFoundError:
-        raise CorruptGeneration(f"{where}: is missing") from None
-    except OSError as error:
-        raise CorruptGeneration(f"{where}: cannot be read: {error.strerror}") from error
-    if actual != sha256:
-        size = file.stat().st_size
-        raise CorruptGeneration(f"{where}: its checksum is wrong: changed or incomplete ({size} bytes)")
 
 
 def check_contents(store: Lookups) -> None:

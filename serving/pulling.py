@@ -21,13 +21,12 @@ import msgspec
 from serving.addresses import without_login
 from serving.generation import NAME, CorruptGeneration, PublicationError, parsed_manifest
 from serving.remote import MANIFEST, Remote, RemoteFault, Unreachable, remote
-from serving.store import current, flip, prune, replace_file, sync, verify
+from serving.store import current, flip, kept_generations, open_store, prune, replace_file, sync, verify
 from serving.withdrawing import told, withdrawals
 
 log = logging.getLogger("serving")
 
 STATUS = ".pull.json"
-KEPT_GENERATIONS = 3
 LONGEST_PAUSE = 300.0  # seconds between looks at a store that cannot be reached
 FAILS_LONG = 300.0  # seconds after which it is no passing trouble, or after which a look is long due
 
@@ -104,7 +103,7 @@ class Puller:
             flip(self.root, score, name)
             log.info("%s: %s was pulled from %s", score, name, there.told)
         self._sound.add((score, name))
-        prune(self.root, score, keep=KEPT_GENERATIONS)
+        prune(self.root, score, keep=kept_generations())
 
     def _tell(self, faults: dict[str, str]) -> None:
         now = datetime.now(UTC)
@@ -157,7 +156,7 @@ def _copy(there: Remote, score: str, name: str, folder: Path) -> None:
 
 def _is_sound(folder: Path) -> bool:
     try:
-        verify(folder)
+        open_store(folder).close()
     except CorruptGeneration:
         return False
     return True

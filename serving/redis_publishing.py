@@ -20,16 +20,15 @@ from serving.addresses import without_login
 from serving.generation import CorruptGeneration, PublicationError, StoreUnavailable, read_manifest
 from serving.lmdb_file import pairs_of
 from serving.redis_store import STEP, Plan, RedisShelf, bucket_of, key_of, told
-from serving.store import current, is_alive, verify
+from serving.store import current, is_alive, kept_generations, verify
 
 PER_BUCKET = 1000  # customers in a hash, about
 BATCH = 5000  # customers sent at once: bounds memory, and how long others wait for Redis
 SAMPLES = 1000  # customers compared with the disk
 LOCKED_SECONDS = 30  # since the last batch: then a publisher counts as dead
-KEPT_GENERATIONS = 3
 
 
-def publish_to_redis(root: Path, url: str, score: str, keep: int = KEPT_GENERATIONS) -> bool:
+def publish_to_redis(root: Path, url: str, score: str) -> bool:
     """Serve in Redis what is served of a score on the disk. Gives whether anything was to be done.
 
     Raises `PublicationError` if it cannot be written, `CorruptGeneration` if it is not sound on the disk; what Redis
@@ -55,7 +54,7 @@ def publish_to_redis(root: Path, url: str, score: str, keep: int = KEPT_GENERATI
                         f"{score}/{name}: another publisher, {holder}, has taken over; publish again"
                     )
                 shelf.client.pipeline().set(key_of(score, "CURRENT"), name).sadd("scorehouse:scores", score).execute()
-                kept = shelf.client.zrange(key_of(score, "generations"), -keep, -1)
+                kept = shelf.client.zrange(key_of(score, "generations"), -kept_generations(), -1)
                 everything = shelf.client.zrange(key_of(score, "generations"), 0, -1)
             for old in everything:
                 if old not in kept and old.decode() != name:

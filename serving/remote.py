@@ -11,10 +11,9 @@ from typing import Any
 
 from serving.addresses import without_login
 from serving.generation import NAME, CorruptGeneration, PublicationError, parsed_manifest
-from serving.store import current, verify
+from serving.store import current, kept_generations, verify
 
 MANIFEST = ("generation.json", "generation.json.sha256")
-KEPT_GENERATIONS = 3
 CHUNK = 8 << 20  # bytes at a time: bounds memory
 
 
@@ -109,7 +108,7 @@ class Remote:
             with suppress(CorruptGeneration):
                 about = parsed_manifest(manifest or b"", (checksum or b"").decode(errors="replace"), score, name)
                 found.append((about.published_at, name))
-        for _, name in sorted(found)[:-KEPT_GENERATIONS]:
+        for _, name in sorted(found)[: -kept_generations()]:
             if name != served:  # its manifest first: from then on it is not whole
                 self._system.rm_file(f"{self._path}/{score}/{name}/{MANIFEST[1]}")
                 self._system.rm(f"{self._path}/{score}/{name}", recursive=True)

@@ -10,6 +10,7 @@
                                    no band last; not there in generations of old
         model.cbm, card.json, ...  what was attached
     <root>/<score>/CURRENT         the name of the generation that is served
+    <root>/<score>/.verified-...   notes that a generation was found whole: see `serving.verified`
     <root>/<score>/withdrawn.json  the generations that were rolled back: see `serving.withdrawing`
 
 `write` stages a bundle beside the others and renames it, `verify` reads it back, `flip` puts its name into CURRENT.
@@ -20,6 +21,7 @@ and to cut it short kills them (SIGBUS). To remove its folder is safe: they go o
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +46,7 @@ from serving.generation import (
 )
 from serving.lmdb_file import append, by_customer, by_rank
 from serving.opening import Store, open_store
+from serving.verified import PREFIX
 
 __all__ = [
     "BadCustomerId",
@@ -58,6 +61,7 @@ __all__ = [
     "flip",
     "generations_of",
     "is_alive",
+    "kept_generations",
     "open_store",
     "payload",
     "prune",
@@ -137,7 +141,7 @@ def verify(folder: Path) -> Generation:
 
     Reading it all also warms the page cache. Raises `CorruptGeneration` naming the file and the fault.
     """
-    with open_store(folder) as store:
+    with open_store(folder, again=True) as store:
         return store.generation
 
 
@@ -182,6 +186,20 @@ def published_scores(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/CURRENT") if NAME.fullmatch(path.parent.name))
 
 
+def kept_generations() -> int:
+    """How many generations of a score are kept, here and wherever they are carried: SCOREHOUSE_KEEP_GENERATIONS.
+
+    Raises `PublicationError` if that is no such number.
+    """
+    setting = os.environ.get("SCOREHOUSE_KEEP_GENERATIONS") or "3"
+    if not re.fullmatch("[0-9]{1,9}", setting) or not int(setting):
+        raise PublicationError(
+            f"SCOREHOUSE_KEEP_GENERATIONS is {setting!r}, not a whole number from 1 on: how many generations of a score"
+            " are kept to roll back to, with the one that is served"
+        )
+    return int(setting)
+
+
 def prune(root: Path, score: str, keep: int = 3) -> list[str]:
     """Remove all but the newest `keep` generations, never the current one, and what dead publishers left.
 
@@ -196,6 +214,8 @@ def prune(root: Path, score: str, keep: int = 3) -> list[str]:
         kind, publisher = path.name[1:].partition("-")[0], path.name.rpartition("-")[2]
         if kind == "removed" or (kind == "staging" and not is_alive(publisher)):
             shutil.rmtree(path)
+        elif kind == "verified" and not (home / path.name.removeprefix(PREFIX)).is_dir():
+            path.unlink(missing_ok=True)
         elif kind in ("CURRENT", "withdrawn.json") and not is_alive(publisher):
             path.unlink()
     return doomed

@@ -16,7 +16,7 @@ from ml import sentences
 from ml.declarations import Feature, Project
 from orchestration import scoring, warehouse
 from orchestration.judging import current_champion
-from orchestration.project import Paths, ProjectError
+from orchestration.project import Paths
 from orchestration.published_rows import customers, newest_predictions, ranking
 from orchestration.publishing import publish
 from orchestration.scoring import _make_table
@@ -226,7 +226,7 @@ def test_as_many_generations_are_kept_as_the_setting_says(tmp_path: Path, monkey
         for wrong in ("0", "-1", "many", "1.5"):
             monkeypatch.setenv("SCOREHOUSE_KEEP_GENERATIONS", wrong)
             with pytest.raises(
-                ProjectError, match=f"SCOREHOUSE_KEEP_GENERATIONS is '{wrong}', not a whole number from 1"
+                PublicationError, match=f"SCOREHOUSE_KEEP_GENERATIONS is '{wrong}', not a whole number from 1"
             ):
                 again("f")
         assert {path.name for path in (where.generations / score.name).glob("2*")} == kept

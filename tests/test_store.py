@@ -3,6 +3,7 @@
 import hashlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from serving import lmdb_file
+from serving.generation import read_manifest, sha256_of
 from serving.store import (
     BadCustomerId,
     CorruptGeneration,
@@ -30,6 +32,11 @@ from serving.store import (
 )
 from tests import sample_generations
 from tests.sample_generations import FEATURES, a_customer, a_generation, customers, features_of, publish, ranking
+
+
+def _kept(home: Path) -> Iterator[Path]:
+    """What is in the folder of a score, but for the notes of what was verified."""
+    return (path for path in home.iterdir() if not path.name.startswith(".verified-"))
 
 
 @pytest.fixture
@@ -89,7 +96,7 @@ def test_features_of_other_customers_than_the_scores_are_not_published(
     generation = a_generation("g2", features=FEATURES)
     with pytest.raises(error, match=message):
         write(root, generation, customers(generation), {}, iter(stream))
-    assert {path.name for path in (root / "churn").iterdir()} == {"CURRENT", "g1"}
+    assert {path.name for path in _kept(root / "churn")} == {"CURRENT", "g1"}
 
 
 def test_customers_are_ranked_band_by_band_the_best_first(root: Path) -> None:
@@ -125,7 +132,7 @@ def test_customers_without_a_band_are_ranked_last(root: Path) -> None:
 def test_a_ranking_of_other_customers_than_the_scores_is_not_published(root: Path) -> None:
     with pytest.raises(PublicationError, match="churn/g1: ranks of 99 customers came, scores of 100"):
         write(root, generation := a_generation(), customers(generation), {}, (), ranking(rows=99))
-    assert list((root / "churn").iterdir()) == []
+    assert list(_kept(root / "churn")) == []
 
 
 def test_a_fault_of_one_file_stops_the_writing_of_the_others(root: Path) -> None:
@@ -136,7 +143,7 @@ def test_a_fault_of_one_file_stops_the_writing_of_the_others(root: Path) -> None
     generation = a_generation()
     with pytest.raises(BadCustomerId, match="'1' comes twice"):
         write(root, generation, [("1", b"{}"), ("1", b"{}")], {}, (), endless())
-    assert list((root / "churn").iterdir()) == []
+    assert list(_kept(root / "churn")) == []
 
 
 def test_the_checksum_file_is_one_that_sha256sum_reads(root: Path) -> None:
@@ -182,7 +189,7 @@ def test_a_bad_id_stops_the_publication_and_is_named(root: Path, ids: list[str],
     generation = a_generation("g2")
     with pytest.raises(BadCustomerId, match=message):
         write(root, generation, ((customer_id, b"{}") for customer_id in ids), {})
-    assert [path.name for path in (root / "churn").iterdir() if path.name not in ("CURRENT", "g1")] == []
+    assert [path.name for path in _kept(root / "churn") if path.name not in ("CURRENT", "g1")] == []
     assert current(root, "churn") == "g1"
 
 
@@ -213,7 +220,7 @@ def test_an_empty_or_short_stream_is_not_published(root: Path) -> None:
     with pytest.raises(PublicationError, match="100 customers came, 101 were announced"):
         write(root, generation, customers(generation), {})
     assert current(root, "churn") is None
-    assert list((root / "churn").iterdir()) == []
+    assert list(_kept(root / "churn")) == []
 
 
 def test_an_error_of_the_source_leaves_no_trace(root: Path) -> None:
@@ -223,7 +230,7 @@ def test_an_error_of_the_source_leaves_no_trace(root: Path) -> None:
 
     with pytest.raises(RuntimeError, match="went away"):
         write(root, a_generation(), broken(), {})
-    assert list((root / "churn").iterdir()) == []
+    assert list(_kept(root / "churn")) == []
 
 
 def test_a_generation_never_changes(root: Path) -> None:
@@ -407,7 +414,7 @@ def test_prune_keeps_the_newest_and_what_is_served(root: Path) -> None:
     with open_store(root / "churn" / "g1") as store:
         assert prune(root, "churn", keep=3) == ["g1", "g3"]
         assert store.get("5"), "a reader of a removed generation goes on"
-    assert {path.name for path in (root / "churn").iterdir()} == {"CURRENT", "g2", "g4", "g5", "g6"}
+    assert {path.name for path in _kept(root / "churn")} == {"CURRENT", "g2", "g4", "g5", "g6"}
     assert prune(root, "churn", keep=3) == []
 
 
@@ -428,7 +435,7 @@ def test_a_publisher_killed_at_any_point_leaves_the_old_generation_serving(root:
         assert publisher.stdout
         assert publisher.stdout.readline() == point + "\n"
         assert prune(root, "churn") == [], "a living publisher is left alone"
-        assert len(list((root / "churn").iterdir())) == (4 if point == "mid_flip" else 3)
+        assert len(list(_kept(root / "churn"))) == (4 if point == "mid_flip" else 3)
         publisher.kill()
         publisher.wait()
         publisher.stdout.close()
@@ -436,7 +443,7 @@ def test_a_publisher_killed_at_any_point_leaves_the_old_generation_serving(root:
         assert store.get("5")
     assert verify(root / "churn" / "g1").rows == 100
     prune(root, "churn")
-    left = {path.name for path in (root / "churn").iterdir()}
+    left = {path.name for path in _kept(root / "churn")}
     assert left == (
         {"CURRENT", "g1"} if point.endswith(("write", "features", "ranking", "rename")) else {"CURRENT", "g1", "g2"}
     )
@@ -455,7 +462,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(root: Path) -> None:
             publish(root, "g2", rows=50_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {path.name for path in (root / "churn").iterdir()} == {"CURRENT", "g1"}
+    assert {path.name for path in _kept(root / "churn")} == {"CURRENT", "g1"}
     assert current(root, "churn") == "g1"
 
 
@@ -469,4 +476,69 @@ def test_a_missing_attachment_is_one_clear_error(root: Path) -> None:
     generation = a_generation()
     with pytest.raises(PublicationError, match=r"churn/g1 could not be written: .*absent\.cbm"):
         write(root, generation, customers(generation), {"model.cbm": root / "absent.cbm"})
-    assert list((root / "churn").iterdir()) == []
+    assert list(_kept(root / "churn")) == []
+
+
+# --- What was found whole is not hashed again
+
+
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are hashed from here on."""
+    files: list[str] = []
+
+    def counted(file: Path) -> str:
+        files.append(file.name)
+        return sha256_of(file)
+
+    monkeypatch.setattr("serving.verified.sha256_of", counted)
+    return files
+
+
+def test_who_opens_a_generation_that_was_found_whole_does_not_hash_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = publish(tmp_path, "g1")
+    files = hashed(monkeypatch)
+    open_store(folder).close()
+    assert sorted(files) == sorted(read_manifest(folder).files)
+    files.clear()
+    open_store(folder).close()
+    assert files == []
+    verify(folder)
+    assert sorted(files) == sorted(read_manifest(folder).files), "who asks for it is told the truth of now"
+
+
+def test_a_file_that_was_changed_since_is_found_whatever_its_size_and_date_say(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "g1")
+    open_store(folder).close()
+    file = folder / "features.mdb"
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(CorruptGeneration, match=r"g1/features\.mdb: its checksum is wrong"):
+        open_store(folder)
+
+
+def test_a_copy_is_hashed_for_itself_and_a_note_that_cannot_be_read_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = publish(tmp_path / "a", "g1")
+    open_store(folder).close()
+    copy = tmp_path / "b" / "churn" / "g1"
+    shutil.copytree(folder.parent, copy.parent)
+    files = hashed(monkeypatch)
+    open_store(copy).close()
+    assert files, "its note was copied too, but its files are others"
+    files.clear()
+    (folder.parent / ".verified-g1").write_bytes(b'{"store.mdb": [1')
+    open_store(folder).close()
+    assert files
+
+
+def test_the_notes_of_removed_generations_are_removed(tmp_path: Path) -> None:
+    for name in ("g1", "g2", "g3"):
+        open_store(publish(tmp_path, name)).close()
+    prune(tmp_path, "churn", keep=1)
+    assert [path.name for path in (tmp_path / "churn").glob(".verified-*")] == [".verified-g3"]
