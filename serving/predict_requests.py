@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from litestar.exceptions import ClientException, HTTPException
-from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from msgspec import UNSET
 
 from serving.answers import EventFault
@@ -92,7 +91,7 @@ def _fault_of(row: Row) -> str | None:
 def _wrong_number(rows: int) -> HTTPException:
     limit = f"One request has 1 to {MOST_ROWS:,} rows"
     if rows:
-        return RequestEntityTooLarge(detail=f"{limit}, and this one has {rows:,}. Send several.")
+        return WrongRows(detail=f"{limit}, and this one has {rows:,}. Send several.")
     return WrongRows(detail=f"{limit}, and this one has none.")
 
 

@@ -248,8 +248,9 @@ def predict_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
             400: problem_spec("The body is no JSON, or nested too deeply."),
             404: UNKNOWN,
             409: problem_spec("What is published of the score has no model or no features to predict with."),
-            413: problem_spec(f"More than {MOST_ROWS:,} rows, or too long a body."),
-            422: problem_spec("Rows are wrong: `errors` lists the first faults. Nothing is predicted."),
+            422: problem_spec(
+                f"Rows are wrong, as `errors` tells of the first, or more than {MOST_ROWS:,}. Nothing is predicted."
+            ),
             503: problem_spec("The model is being loaded, or can't be; `detail` says which."),
         },
     )

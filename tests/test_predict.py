@@ -158,7 +158,7 @@ def test_reasons_are_of_the_values_that_were_sent(client: Client) -> None:
 def test_a_thousand_rows_are_predicted_and_none_or_more_are_refused_with_the_limit(client: Client) -> None:
     assert len(told(client, [{"features": FEATURES}] * 1000)["predictions"]) == 1000
     assert told(client, [], 422)["detail"] == "One request has 1 to 1,000 rows, and this one has none."
-    assert told(client, [{"features": FEATURES}] * 1001, 413)["detail"] == (
+    assert told(client, [{"features": FEATURES}] * 1001, 422)["detail"] == (
         "One request has 1 to 1,000 rows, and this one has 1,001. Send several."
     )
 
