@@ -102,8 +102,8 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         format: Form = None,
     ) -> Response[Any]:
         served = score_to_look_up(catalogue, score, request)
-        if request.scope["raw_path"].partition(b"?")[0].endswith(b"/"):
-            # Somebody looks up an id that is empty, and is not to be sent all others.
+        if not request.scope["raw_path"].partition(b"?")[0].endswith(b"/customers"):
+            # Somebody looks up an id that is empty, or has slashes alone, and is not to be sent all others.
             unknown_customer(served, id_as_sent(request, 4))
         if not served.store.has_ranking:
             raise Conflict(

@@ -90,6 +90,10 @@ any_id = st.one_of(
 def test_whatever_is_an_id_is_found_or_not_and_each_way_to_ask_agrees(
     client: TestClient[Litestar], customer_id: str
 ) -> None:
+    if customer_id in (".", ".."):  # which clients take for steps in the path, and never send
+        found = client.post("/scores/churn/lookup", json={"ids": [customer_id]}).json()
+        assert [one["customer_id"] for one in found["scores"]] == [one for one in IDS if one == customer_id]
+        return
     sent = quote(customer_id, safe="")
     one = client.get(f"/scores/churn/customers/{sent}")
     many = client.post("/scores/churn/lookup", json={"ids": [customer_id]})
@@ -102,5 +106,6 @@ def test_whatever_is_an_id_is_found_or_not_and_each_way_to_ask_agrees(
         assert one.json() == many.json()["scores"][0]
         assert one.json()["customer_id"] == features.json()["customer_id"] == customer_id
     else:
-        assert one.status_code in (404, 414) and features.status_code in (404, 414)
+        told = (ascii(customer_id), one.status_code, features.status_code)
+        assert one.status_code in (404, 414) and features.status_code in (404, 414), told
         assert many.json() == {"score": "churn", "generation": "g1", "scores": [], "missing": [customer_id]}
