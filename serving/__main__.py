@@ -27,6 +27,7 @@ from serving.catalogue import Catalogue, shelf_at
 from serving.generation import StoreUnavailable
 from serving.keys import FILE as KEYS
 from serving.keys import KeyFault, any_good
+from serving.leaving import leaves_in_peace
 from serving.pulling import STATUS, pull_every
 
 
@@ -41,14 +42,12 @@ def main() -> None:
     address = _address(settings.host, data)
     _check_port(settings.host, address, settings.port)
     os.environ["SCOREHOUSE_DATA"], os.environ["SCOREHOUSE_WORKERS"] = str(data), str(settings.workers)
+    counts = _place_for_counts(data)
     # Beside the workers, which verify the same files: that takes seconds of large ones. No thread, as they are forked.
     told = (data / "generations", settings.host, settings.port)
     multiprocessing.Process(target=_tell, args=told, daemon=True).start()
     if os.environ.get("SCOREHOUSE_PULL_FROM"):
         multiprocessing.Process(target=_keep_pulling, args=(os.getpid(),), daemon=True).start()
-    else:
-        (data / "generations" / STATUS).unlink(missing_ok=True)  # of a server that pulled
-    counts = metrics.begin(data, os.getpid())
     server = Server(
         "serving.__main__:app_of_worker",
         factory=True,
@@ -67,11 +66,26 @@ def main() -> None:
         shutil.rmtree(counts, ignore_errors=True)
 
 
+def _place_for_counts(data: Path) -> Path:
+    """Where the workers keep their counts. Exits if it cannot be made; removes what a server that pulled has left."""
+    try:
+        if not os.environ.get("SCOREHOUSE_PULL_FROM"):
+            (data / "generations" / STATUS).unlink(missing_ok=True)
+        return metrics.begin(data, os.getpid())
+    except OSError as error:
+        sys.exit(
+            f"The data folder {data} cannot be written ({error.strerror}). The server keeps its counts, its audit log"
+            " and jobs there: give another with --data or SCOREHOUSE_DATA."
+        )
+
+
 def app_of_worker() -> Litestar:
     """The app in a worker process, which ends when its server is gone: an orphan would hold the port."""
     server = os.getppid()
     threading.Thread(target=_end_after, args=(server,), daemon=True).start()
-    return app_from_environment(server)
+    app = app_from_environment(server)
+    leaves_in_peace(app)
+    return app
 
 
 def _end_after(server: int) -> None:

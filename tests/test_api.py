@@ -1,5 +1,6 @@
 """The API as an application sees it: in process, and over HTTP under the real server."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -610,6 +611,60 @@ def test_it_says_what_it_serves_and_stops_when_told(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_told_to_stop_under_load_it_fails_no_request(tmp_path: Path) -> None:
+    publish(tmp_path / "generations")
+    port = free_port()
+    process = start(tmp_path, "--port", str(port), "--workers", "2")
+    answered: list[bool] = []  # whether before it was told
+    failures: list[str] = []
+    told = threading.Event()
+
+    async def ask(kept_alive: bool) -> None:
+        """One request after the other, until there is nobody to connect to."""
+        last = "" if kept_alive else "Connection: close\r\n"
+        request = f"GET /scores/churn/customers/1 HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode()
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                return
+            try:
+                while True:
+                    before = not told.is_set()
+                    writer.write(request)
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+                    await reader.readexactly(int(length.partition(b":")[2]))
+                    assert head.startswith(b"HTTP/1.1 200 "), head
+                    answered.append(before)
+                    if b"connection: close" in head.lower():
+                        break
+            except Exception as error:
+                failures.append(repr(error))
+                return
+            finally:
+                writer.close()
+
+    async def load() -> None:
+        clients = [asyncio.create_task(ask(number % 10 == 0)) for number in range(150)]
+        await asyncio.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        told.set()
+        await asyncio.wait_for(asyncio.gather(*clients), 20)
+
+    try:
+        eventually(Server(process, port).is_ready, 20)
+        asyncio.run(load())
+        output, _ = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.communicate()
+    assert failures == []
+    assert answered.count(True) > 150
+    assert process.returncode == 0
+    assert "Traceback" not in output
+
+
 def test_a_killed_server_leaves_no_worker_on_its_port(tmp_path: Path) -> None:
     port = free_port()
     process = start(tmp_path, "--port", str(port))
@@ -642,6 +697,15 @@ def test_a_setting_that_cannot_be_is_one_line(tmp_path: Path, arguments: list[st
     assert process.returncode == 1
     assert output.startswith(message)
     assert output.count("\n") == 1
+
+
+def test_a_data_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics").write_text("no folder")  # root may write to any folder that is one
+    process = start(tmp_path, "--port", str(free_port()))
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert output.startswith(f"The data folder {tmp_path} cannot be written (")
+    assert len(output.splitlines()) == 1
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
