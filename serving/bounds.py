@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import msgspec
-from litestar.exceptions import HTTPException
+from litestar.exceptions import ClientException, HTTPException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.types import Receive
 
@@ -39,7 +39,7 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 def bounded(receive: Receive, content_length: bytes | None, bound: Bound) -> Receive:
-    """A request's `receive`, which raises a 413 or 408 where the body breaks its bound.
+    """A request's `receive`, which raises a 413 or 408 where the body breaks its bound, and a 400 where it breaks off.
 
     A body that is too long is read on for a while, and dropped: who still sends does not hear an answer.
     """
@@ -64,8 +64,8 @@ def bounded(receive: Receive, content_length: bytes | None, bound: Bound) -> Rec
             except TimeoutError:
                 what = "did not go on" if bound.by_piece else "was not complete"
                 raise TooSlow(detail=f"The body {what} within {bound.seconds:g} s. Send it again.") from None
-            if message["type"] != "http.request":
-                return message
+            if message["type"] != "http.request":  # the connection has ended, or what came is no chunk
+                raise ClientException(detail="The body broke off before its end. Send it again.")
             size += len(message["body"])
             done = not message.get("more_body")
             if max(size, announced) <= bound.bytes:

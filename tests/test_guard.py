@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from serving.bounds import Bound, Bounds, TooSlow, bounded
 from serving.contracts import Column, Contract
 from serving.keys import create_key, revoke_key
 from tests.sample_generations import publish
-from tests.test_api import eventually, free_port, start
+from tests.test_api import eventually, free_port, serving, start
 
 Client = TestClient[Litestar]
 ALL = ["read", "predict", "jobs", "events"]
@@ -363,6 +364,20 @@ def test_a_body_that_does_not_come_in_time_is_answered_and_not_waited_for(
             "The body was not complete within 0.05 s. Send it again.",
         )
         assert raw(client, app, "POST", "/events/visits", key, [(b'{"x": "1"}', False)])[0] == 202
+
+
+def test_a_body_that_breaks_off_or_is_no_chunk_is_the_callers_fault(tmp_path: Path) -> None:
+    publish(tmp_path / "generations")
+    head = b"POST /scores/churn/%s HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serving(tmp_path) as server:
+        for what, came in product((b"lookup", b"predict", b"jobs"), (b"", b"5\r\n", b"5\r\n{", b"zz\r\n", b"f" * 40)):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+                connection.sendall(head % what + came)
+                connection.shutdown(socket.SHUT_WR)
+                assert b" 500 " not in connection.makefile("rb").readline(), (what, came)
+        metrics = server.get("/metrics")[1].decode()
+    assert 'status="400"' in metrics
+    assert 'status="500"' not in metrics
 
 
 def test_an_upload_may_take_its_time_while_it_goes_on() -> None:
