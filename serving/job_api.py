@@ -207,11 +207,22 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
         tags=["jobs"],
         summary="Cancel a job",
         description="One that waits ends at once, one that runs before its next batch. It has no result then.",
-        responses={404: UNKNOWN_JOB, 409: problem_spec("The job is over.")},
+        responses={
+            404: UNKNOWN_JOB,
+            409: problem_spec("The job is over."),
+            503: problem_spec("That can't be written to the disk; `detail` says why."),
+        },
     )
     async def cancel_job(request: Request[Any, Any, Any], job: JobId) -> Response[JobDetails]:
         found = await asyncio.to_thread(job_of, caller_of(request.scope), job)
-        state = await asyncio.to_thread(jobs.cancel, root, found.job)
+        try:
+            state = await asyncio.to_thread(jobs.cancel, root, found.job)
+        except OSError as error:
+            log.error("job %s can't be cancelled: %s", found.job, error)
+            raise ServiceUnavailableException(
+                detail=f"The job can't be cancelled at the moment: {error.strerror or error}. Ask again later.",
+                headers={"Retry-After": "60"},
+            ) from None
         if state.state in ("done", "failed"):
             raise HTTPException(status_code=409, detail=f"Job {found.job} is {state.state}, and can't be cancelled.")
         return _told(await asyncio.to_thread(details, root, found))

@@ -41,17 +41,24 @@ class Shared:
         # Not named by the process alone: one that is started later may have the number of one that died.
         self._file = folder and folder / f"{os.getpid()}-{uuid.uuid4().hex}.json"
         self._written: Counted | None = None
+        self._is_failing = False
         self._writing = asyncio.Lock()  # an older state must not replace a newer
 
     async def write(self) -> Counted:
-        """What this process has counted, put where the others read it."""
+        """What this process has counted, put where the others read it; of a full disk they read it later."""
         async with self._writing:
             refusals: dict[Key, list[float]] = {(score,): [count] for score, count in self._catalogue.refusals.items()}
             told: Counts = {**counts, "refusals": refusals}
             own = [(name, key, [*values]) for name, counted in told.items() for key, values in counted.items()]
             if self._file and own != self._written:
-                await asyncio.to_thread(_replace, self._file, msgspec.json.encode(own))
-                self._written = own
+                try:
+                    await asyncio.to_thread(_replace, self._file, msgspec.json.encode(own))
+                except OSError as error:
+                    if not self._is_failing:
+                        log.error("metrics can't be written for the other workers: %s", error)
+                    self._is_failing = True
+                else:
+                    self._written, self._is_failing = own, False
         return own
 
     def others(self) -> list[Counted]:
@@ -78,10 +85,7 @@ class Shared:
         while not stop.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), WRITE_EVERY)
-            try:
-                await self.write()
-            except OSError as error:  # a full disk must not end it
-                log.error("metrics could not be written: %s", error)
+            await self.write()
 
 
 def _replace(file: Path, content: bytes) -> None:

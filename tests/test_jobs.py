@@ -242,6 +242,16 @@ def test_a_full_disk_refuses_a_job_with_the_reason_and_keeps_nothing_of_it(clien
     assert submitted(client).state == "queued"
 
 
+def test_a_full_disk_refuses_to_cancel_with_the_reason_and_a_later_try_does_it(client: Client) -> None:
+    job = submitted(client).job
+    with largest_file(10):
+        answer = client.delete(f"/jobs/{job}")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+    assert answer.json()["detail"].startswith("The job can't be cancelled at the moment: File too large.")
+    assert client.get(f"/jobs/{job}").json()["state"] == "queued"
+    assert client.delete(f"/jobs/{job}").json()["state"] == "cancelled"
+
+
 def uploading(port: int) -> socket.socket:
     """A request that has sent half of its body."""
     connection = socket.create_connection(("127.0.0.1", port))

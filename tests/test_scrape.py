@@ -153,6 +153,25 @@ def test_the_counts_of_all_workers_are_summed_and_those_of_a_killed_one_are_kept
     assert not folder.exists()
 
 
+def test_a_disk_that_can_not_be_written_hides_no_metric(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(root)
+    counts = tmp_path / "counts"
+    with TestClient(create_app(root.parent, counts=counts)) as client:
+        client.get("/scores/churn/customers/1")
+        before = of(scrape(client), "store_lookups_total", score="churn", result="hit")
+        counts.rename(tmp_path / "elsewhere")
+        for _ in range(3):
+            client.get("/scores/churn/customers/1")
+            assert client.get("/metrics").status_code == 200
+        assert of(scrape(client), "store_lookups_total", score="churn", result="hit") == before + 3
+        assert caplog.text.count("metrics can't be written for the other workers") == 1
+        (tmp_path / "elsewhere").rename(counts)
+        scrape(client)
+        assert [*counts.glob("*.json")]
+
+
 def test_what_a_killed_server_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
     publish(tmp_path / "generations")
     left = tmp_path / "metrics" / "4194305"  # no process has so high a number
