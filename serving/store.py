@@ -25,6 +25,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import lmdb
@@ -209,15 +210,17 @@ def prune(root: Path, score: str, keep: int = 3) -> list[str]:
     home, serving = root / _checked(score), current(root, score)
     doomed = [name for name in generations_of(home)[: -keep or None] if name != serving]
     for name in doomed:  # renamed first: a prune that is killed leaves no half generation under a good name
-        os.rename(home / name, home / f".removed-{name}-{os.getpid()}")
+        with suppress(FileNotFoundError):  # another prune was faster, here and below
+            os.rename(home / name, home / f".removed-{name}-{os.getpid()}")
     for path in home.glob(".*"):
         kind, publisher = path.name[1:].partition("-")[0], path.name.rpartition("-")[2]
         if kind == "removed" or (kind == "staging" and not is_alive(publisher)):
-            shutil.rmtree(path)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path)
         elif kind == "verified" and not (home / path.name.removeprefix(PREFIX)).is_dir():
             path.unlink(missing_ok=True)
         elif kind in ("CURRENT", "withdrawn.json") and not is_alive(publisher):
-            path.unlink()
+            path.unlink(missing_ok=True)
     return doomed
 
 

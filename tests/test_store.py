@@ -407,6 +407,14 @@ def test_a_current_that_names_no_folder_is_refused(root: Path) -> None:
         verify(root / "churn" / "g5")
 
 
+def test_prunes_of_two_publishers_do_not_mind_each_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("g1", "g2"):
+        publish(root, name)
+    monkeypatch.setattr("serving.store.generations_of", lambda home: ["g0", "g1", "g2"])  # the other removes g0 now
+    assert prune(root, "churn", keep=1) == ["g0", "g1"]
+    assert sorted(path.name for path in (root / "churn").iterdir()) == ["CURRENT", "g2"]
+
+
 def test_prune_keeps_the_newest_and_what_is_served(root: Path) -> None:
     for number in range(1, 7):
         publish(root, f"g{number}", published_at=sample_generations.PUBLISHED.replace(hour=number))
