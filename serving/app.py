@@ -19,6 +19,7 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.spec import Components, Tag
+from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import counting
@@ -156,7 +157,7 @@ def create_app(
         ),
     )
     app.asgi_handler = guarded(
-        _answering_head(answering_plain_lookups(app.asgi_handler, catalogue)),
+        _answering_head(_telling_all_methods(app, answering_plain_lookups(app.asgi_handler, catalogue))),
         keys,
         known_scores=lambda: catalogue.scores,
         bounds=bounds,
@@ -196,6 +197,28 @@ def _answering_head(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send_options)
         else:
             await app(scope, receive, send)
+
+    return answer
+
+
+def _telling_all_methods(app: Litestar, inner: ASGIApp) -> ASGIApp:
+    """The inner app of `app`, whose OPTIONS tells all methods of a path: Litestar tells those of one handler."""
+    allow = {
+        route.path_format: ", ".join(sorted(route.methods | ({"HEAD"} if "GET" in route.methods else set())))
+        for route in app.routes
+        if isinstance(route, HTTPRoute)
+    }
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_all(message: Message) -> None:
+            told = allow.get(scope.get("path_template", ""))
+            if message["type"] == "http.response.start" and message["status"] == 204 and told:
+                others = [header for header in message["headers"] if header[0].lower() != b"allow"]
+                message["headers"] = [*others, (b"allow", told.encode())]
+            await send(message)
+
+        is_asked = scope["type"] == ScopeType.HTTP and scope["method"] == "OPTIONS"
+        await inner(scope, receive, send_all if is_asked else send)
 
     return answer
 

@@ -20,7 +20,7 @@ from litestar.exceptions import (
 )
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.params import Parameter
 from litestar.response import File, Stream
@@ -74,6 +74,17 @@ class _UploadOperation(Operation):
         file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY, description=about)
         content = {kind: OpenAPIMediaType(schema=file) for kind in (*MEDIA_TYPES, UNTOLD)}
         self.request_body = RequestBody(content=content, required=False)
+
+
+@dataclass
+class _DownloadOperation(Operation):
+    """The operation, whose answer has two forms."""
+
+    def __post_init__(self) -> None:
+        found = (self.responses or {}).get("200")
+        if isinstance(found, OpenAPIResponse) and found.content:
+            file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+            found.content[PARQUET] = OpenAPIMediaType(schema=file)
 
 
 def most_bytes() -> int:
@@ -235,6 +246,7 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
             description=what,
             name=f"job_{name}",
             operation_id=f"job_{name}",
+            operation_class=_DownloadOperation,
             responses={
                 200: ResponseSpec(
                     str, generate_examples=False, description="CSV, or the same as Parquet.", media_type="text/csv"

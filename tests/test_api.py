@@ -159,6 +159,12 @@ def test_a_method_that_is_not_possible_is_told_those_that_are(client: Client) ->
     assert client.get("/events/orders").headers["allow"] == "OPTIONS, POST"
 
 
+def test_options_tells_the_methods_that_a_refusal_tells(client: Client) -> None:
+    for path in ("/scores", "/jobs/18bb1b5828ed37fdc89e73e4", "/scores/churn/jobs", "/", "/openapi.json"):
+        asked = client.options(path)
+        assert (asked.status_code, asked.headers["allow"]) == (204, client.patch(path).headers["allow"])
+
+
 @pytest.mark.parametrize("path", ["/", "/scores", "/health/live", "/health/ready", "/scores/churn/customers/1"])
 def test_head_answers_as_get_without_the_body(root: Path, path: str) -> None:
     publish(root)
