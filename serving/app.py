@@ -168,35 +168,20 @@ def create_app(
 
 
 def _answering_head(app: ASGIApp) -> ASGIApp:
-    """The app, which answers HEAD as it does GET, without the body: load balancers ask so, Litestar would refuse.
-
-    And OPTIONS with all methods: where a path has several handlers Litestar tells those of the first alone.
-    """
+    """The app, which answers HEAD as it does GET, without the body: load balancers ask so, Litestar would refuse."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP or scope["method"] != "HEAD":
+            await app(scope, receive, send)
+            return
+
         async def send_head(message: Message) -> None:
             if message["type"] == "http.response.body":
                 message["body"] = b""
             await send(message)
 
-        async def send_options(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 405:
-                allowed = [(name, value) for name, value in message["headers"] if name == b"allow"]
-                message = {"type": "http.response.start", "status": 204, "headers": allowed}
-            elif message["type"] == "http.response.body":
-                message["body"] = b""
-            await send(message)
-
-        if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
-        elif scope["method"] == "HEAD":
-            scope["method"] = "GET"
-            await app(scope, receive, send_head)
-        elif scope["method"] == "OPTIONS":
-            scope["method"] = "TRACE"  # which nothing takes, so that the answer lists what is taken
-            await app(scope, receive, send_options)
-        else:
-            await app(scope, receive, send)
+        scope["method"] = "GET"
+        await app(scope, receive, send_head)
 
     return answer
 

@@ -217,9 +217,9 @@ def prune(root: Path, score: str, keep: int = 3) -> list[str]:
         if kind == "removed" or (kind == "staging" and not is_alive(publisher)):
             with suppress(FileNotFoundError):
                 shutil.rmtree(path)
-        elif kind == "verified" and not (home / path.name.removeprefix(PREFIX)).is_dir():
-            path.unlink(missing_ok=True)
-        elif kind in ("CURRENT", "withdrawn.json") and not is_alive(publisher):
+        elif (kind == "verified" and not (home / path.name.removeprefix(PREFIX)).is_dir()) or (
+            kind in ("CURRENT", "withdrawn.json") and not is_alive(publisher)
+        ):
             path.unlink(missing_ok=True)
     return doomed
 
