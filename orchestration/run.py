@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -41,7 +41,8 @@ from orchestration.project import (
 )
 from orchestration.warehouse import WarehouseError
 from serving import store
-from serving.generation import CorruptGeneration
+from serving.answers import summarise
+from serving.generation import CorruptGeneration, Generation
 
 if TYPE_CHECKING:
     from dagster import EventLogEntry
@@ -228,10 +229,19 @@ def summary(project: Project, where: Paths) -> Table:
                 score.name,
                 gate,
                 promoted,
-                str(generation.as_of_date) if generation else "-",
+                as_of_told(generation) if generation else "-",
                 f"{generation.rows:,}" if generation else "0",
             )
     return table
+
+
+def as_of_told(generation: Generation) -> str:
+    """The as-of date of what is served, and what callers find out about its age."""
+    told = summarise(generation, generation.today or datetime.now(UTC).date())
+    if told.freshness == "fresh":
+        return str(told.as_of_date)
+    refused = "\nlookups are refused" if told.when_stale == "refuse" else ""
+    return f"{told.as_of_date}\nstale since {told.fresh_until + timedelta(days=1)}{refused}"
 
 
 def run(build: Mapping[str, Any] | None = None) -> int:

@@ -22,6 +22,7 @@ from granian.server import Server
 from litestar import Litestar
 
 from serving import metrics
+from serving.addresses import without_login
 from serving.app import app_from_environment
 from serving.catalogue import Catalogue, shelf_at
 from serving.generation import StoreUnavailable
@@ -111,7 +112,7 @@ def _tell(generations: Path, host: str, port: int) -> None:
 
 def describe(generations: Path, host: str, port: int) -> str:
     """What is served, and where, in a few lines: of generations that are verified as the API does it."""
-    lines = []
+    environment, lines = os.environ.get, []
     catalogue = Catalogue(generations, shelf=shelf_at(generations, os.environ.get("SCOREHOUSE_STORE", "")))
     for found in catalogue.look():
         if found.served is None:
@@ -125,7 +126,11 @@ def describe(generations: Path, host: str, port: int) -> str:
     if catalogue.down:
         lines = [f"  nothing as yet: {catalogue.down}"]
     if not lines:
-        lines = [f"  No score is published in {generations} yet (make run); what appears there is served at once."]
+        pulled_from = environment("SCOREHOUSE_PULL_FROM")
+        elsewhere = pulled_from or environment("SCOREHOUSE_STORE")
+        where = without_login(elsewhere) if elsewhere else generations
+        do = "make push" if pulled_from else "make run"
+        lines = [f"  No score is published in {where} yet ({do}); what appears there is served at once."]
     return "\n".join(
         ["Scorehouse serves", *lines, f"  pages {base}/", f"  API   {base}/scores, described at {base}/docs"]
     )

@@ -181,6 +181,6 @@ def _csv(rows: list[bytes]) -> str:
     writer.writerow([*COLUMNS, "reasons"])
     for row in rows:
         customer = _decode(row)
-        told = [getattr(customer, column) for column in COLUMNS]
+        told = [str(one).lower() if isinstance(one, bool) else one for one in (getattr(customer, c) for c in COLUMNS)]
         writer.writerow([*told, " ".join(reason.text for reason in customer.reasons)])
     return lines.getvalue()

@@ -23,7 +23,7 @@ from serving.answers import FeaturesAnswer, Readiness, ScoreReadiness, ScoreSumm
 from serving.counting import looked_up
 from serving.generation import StoreUnavailable
 from serving.opening import Lookups
-from serving.pulling import pull_fault
+from serving.pulling import nothing_pulled, pull_fault
 from serving.revalidation import Validators
 from serving.scorers import NoScorer, broken_scorer, load_scorer
 from serving.store import CorruptGeneration, current, open_store, published_scores
@@ -38,6 +38,7 @@ RETRY_SECONDS = 5.0  # a refused generation is read again this often: it may be 
 
 Clock = Callable[[], float]  # seconds since 1970
 T = TypeVar("T")
+NOTHING_PUBLISHED = "No score is published yet: run the pipeline (make run); it is picked up without a restart."
 
 
 class Served:
@@ -351,7 +352,7 @@ class Catalogue:
                 )
             )
         if not scores:
-            detail = "No score is published yet: run the pipeline (make run); it is picked up without a restart."
+            detail = nothing_pulled(self.root) or NOTHING_PUBLISHED
             return Readiness(status="unavailable", detail=detail, scores=[])
         missing = [one.score for one in scores if one.generation is None]
         if missing:

@@ -85,6 +85,7 @@ def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         responses={
             200: ResponseSpec(CustomerScores, generate_examples=False, description="What each score says, by name."),
             404: problem_spec("No score knows the customer; `known_scores` lists those that were asked."),
+            503: problem_spec("A score that might know the customer can't be looked up; `detail` says which."),
         },
     )
     def all_scores(request: Request[Any, Any, Any], customer_id: CustomerId) -> ASGIResponse:

@@ -61,7 +61,10 @@ _ANSWERS = {
     422: problem_spec(
         "The file's columns say nothing that can be scored, or the date has no scores yet; see `detail`."
     ),
-    503: problem_spec("Nothing is served of the score, or the file can't be written to the disk; `detail` says why."),
+    503: problem_spec(
+        "Nothing is served of the score, it is too old for its owner, or the file can't be written to the disk;"
+        " `detail` says why."
+    ),
 }
 
 
@@ -101,7 +104,9 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
             raise NotFoundException(detail=f"There is no job '{short(name)}'. GET /jobs lists yours.")
         return job
 
-    def keep(folder: Path, job: Job) -> tuple[Job, bool]:
+    def keep(folder: Path, job: Job, refusal: str | None) -> tuple[Job, bool]:
+        if refusal and jobs.read_job(root, job.job) is None:  # what was accepted before is still told
+            raise ServiceUnavailableException(detail=refusal)
         try:
             jobs.accept(root, folder, job)
         except JobRefused:
@@ -142,7 +147,9 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
         ] = None,
     ) -> Response[JobDetails]:
         caller = caller_of(request.scope)
-        generation = served_score(catalogue, score, request).generation
+        served = served_score(catalogue, score, request)
+        generation = served.generation
+        refusal = None if as_of else served.refusal()  # who names a date knows how old it is
         announced = int(length) if (length := request.headers.get("content-length", "")).isdigit() else None
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         name = None if as_of else _file_of(kind, announced)
@@ -172,7 +179,7 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
                     request=asked,
                     submitted_at=datetime.now(UTC),
                 )
-                kept, is_new = await asyncio.to_thread(keep, folder, job)
+                kept, is_new = await asyncio.to_thread(keep, folder, job, refusal)
         except OSError as error:
             log.error("a job of %s can't be kept: %s", score, error)
             raise ServiceUnavailableException(

@@ -40,6 +40,7 @@ NOT_SERVED = problem_spec(
     "What is published of the score is damaged, or too old for its owner; `detail` says which file and how, or since"
     " when."
 )
+STORE_DOWN = problem_spec("The store of scores can't be asked just now.")
 
 
 def served_score(catalogue: Catalogue, score: str, request: Request[Any, Any, Any]) -> Served:

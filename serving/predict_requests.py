@@ -15,6 +15,7 @@ from serving.prediction_answers import MOST_ROWS, PredictRequest, Row
 if TYPE_CHECKING:
     from ml.values import Fault
 
+MOST_NAMES = 20  # of features, that a message lists
 ROWS_HAVE = "A row has all features, or a customer_id."
 
 
@@ -106,7 +107,7 @@ def wrong_rows(faults: Sequence[EventFault], detail: str) -> HTTPException:
     )
 
 
-def wrong_values(faults: "Sequence[Fault]", names: Sequence[str]) -> HTTPException:
+def wrong_values(faults: "Sequence[Fault]", names: Sequence[str], score: str) -> HTTPException:
     """The problem of features that are unknown, missing or mistyped: for the first unknown ones what may be meant."""
     from ml.values import NOT_KNOWN
 
@@ -119,4 +120,6 @@ def wrong_values(faults: "Sequence[Fault]", names: Sequence[str]) -> HTTPExcepti
         )
         meant = f" (is '{alike[0]}' meant?)" if alike else ""
         told.append(EventFault(row=fault.row, column=fault.feature, fault=fault.fault + meant))
-    return wrong_rows(told, f"The features are {', '.join(names)}.")
+    all_names = f"The features are {', '.join(names)}."
+    many = f"GET /scores/{score}/contract tells the {len(names)} features with their types."
+    return wrong_rows(told, many if len(names) > MOST_NAMES else all_names)

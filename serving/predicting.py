@@ -150,7 +150,7 @@ def _answer(served: Served, scorer: "Scorer", asked: Sequence[_Asked], reasons: 
         else:
             found = on_demand.predict_few(scorer, rows)
     except WrongValues as wrong:
-        raise wrong_values(wrong.faults, names) from None
+        raise wrong_values(wrong.faults, names, served.generation.score) from None
     told = served.summary()
     answer = PredictionsAnswer(
         score=told.name,

@@ -170,6 +170,16 @@ def _current(root: Path, score: str) -> str | None:
         return None
 
 
+def nothing_pulled(root: Path) -> str | None:
+    """What to say where a folder that is pulled into has nothing yet; None if nothing is pulled."""
+    try:
+        status = msgspec.json.decode((root / STATUS).read_bytes(), type=PullStatus)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    why = f" ({status.fault})" if status.fault else ""
+    return f"Nothing was pulled from {status.pulled_from} yet{why}: make push there; it is picked up without a restart."
+
+
 def pull_fault(root: Path) -> str | None:
     """Why nothing new has come for long; None if all is well, or nothing is pulled."""
     try:

@@ -78,7 +78,7 @@ def told(url: str) -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        said = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise StoreUnavailable(f"Redis at {without_login(url)}: {said}") from error
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 from litestar import MediaType, Request, get, post
-from litestar.exceptions import NotFoundException
+from litestar.exceptions import NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example, Schema
@@ -23,8 +23,10 @@ from serving.audit import audited_customers
 from serving.bodies import operation_with_body, read_body
 from serving.callers import caller_of
 from serving.catalogue import Catalogue, Served
+from serving.generation import StoreUnavailable
 from serving.lookups import (
     NOT_SERVED,
+    STORE_DOWN,
     UNKNOWN,
     UNKNOWN_SCORE,
     CustomerId,
@@ -81,8 +83,10 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         caller = caller_of(request.scope)
         return [served for name, served in catalogue.scores.items() if caller.may_see(name)]
 
-    @get("/scores", sync_to_thread=False, tags=["scores"], summary="All scores")
+    @get("/scores", sync_to_thread=False, tags=["scores"], summary="All scores", responses={503: STORE_DOWN})
     def list_scores(request: Request[Any, Any, Any]) -> Scores:
+        if catalogue.down and not catalogue.scores:
+            raise StoreUnavailable(catalogue.down)
         return Scores(scores=[served.summary() for served in seen(request)])
 
     @get(
@@ -146,13 +150,20 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
 def all_scores_of(catalogue: Catalogue, request: Request[Any, Any, Any], customer_id: str) -> ASGIResponse:
     """The JSON of `CustomerScores`: what each score that the caller may see says of a customer.
 
-    Raises a 404 if none of them knows it.
+    Raises a 404 if none of them knows it, and a 503 if one that can't be asked might.
     """
     caller = caller_of(request.scope)
     known = [name for name in catalogue.scores if caller.may_see(name)]
     answers = {name: catalogue.scores[name].customer(customer_id) for name in known}
     told = {name: answer for name, answer in answers.items() if answer is not None}
     if not told:
+        if catalogue.down:
+            raise StoreUnavailable(catalogue.down)
+        if lost := [name for name in catalogue.faults if name not in catalogue.scores and caller.may_see(name)]:
+            detail = f"No score that can be looked up knows customer '{short(customer_id)}', but these can't be:"
+            raise ServiceUnavailableException(
+                detail=f"{detail} {', '.join(sorted(lost))}.", extra={"known_scores": known}
+            )
         detail = f"Unknown customer '{short(customer_id)}': no score knows it."
         raise NotFoundException(detail=detail, extra={"known_scores": known})
     refused = [name for name in told if catalogue.scores[name].refusal() is not None]

@@ -133,7 +133,7 @@ def what_it_holds(columns: dict[str, Any], generation: Generation) -> What:
         hint = " A CSV has commas between its columns." if one else ""
         rows = (
             f"; or, for rows of features, each of the {len(features)} features of score '{generation.score}', as"
-            f" GET /customers/{{customer_id}}/features?score={generation.score} names them, and if you like"
+            f" GET /scores/{generation.score}/contract tells them with their types, and if you like"
             f" {' or '.join(dict.fromkeys([CUSTOMER_ID, ', '.join(generation.entity)]))}"
             if features
             else ""

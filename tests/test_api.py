@@ -254,6 +254,12 @@ def test_one_corrupt_score_does_not_stop_the_others(root: Path) -> None:
                 " Publish anew or roll back.",
                 "known_scores": ["churn"],
             }
+        assert [one["score"] for one in client.get("/customers/1").json()["scores"]] == ["churn"]
+        answer = client.get("/customers/nobody")
+        assert (answer.status_code, answer.json()["detail"]) == (
+            503,
+            "No score that can be looked up knows customer 'nobody', but these can't be: upsell.",
+        )
 
 
 def test_a_rollback_and_a_removed_folder_leave_lookups_working(root: Path, client: Client) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,20 @@ def test_a_job_belongs_to_its_key_and_an_admin_sees_all(client: Client, monkeypa
     assert ANYBODY.may("admin"), "who is on loopback without keys sees all"
 
 
+def test_a_score_that_is_refused_once_stale_takes_jobs_of_a_date_alone(client: Client, data: Path) -> None:
+    monday = {"Idempotency-Key": "monday"}
+    before = submitted(client, **monday).job
+    publish(data / "generations", "g2", when_stale="refuse", today=date(2024, 3, 20))
+    eventually(lambda: client.get("/scores/churn").json()["generation"] == "g2")
+    refused = client.post("/scores/churn/jobs", content=IDS, headers=CSV)
+    assert refused.status_code == 503
+    assert refused.json()["detail"].startswith("Score 'churn' is stale, and its owner has it refused then")
+    assert [job["job"] for job in client.get("/jobs").json()["jobs"]] == [before]
+    again = client.post("/scores/churn/jobs", content=IDS, headers=CSV | monday)
+    assert (again.status_code, again.json()["job"]) == (200, before)
+    assert client.post("/scores/churn/jobs?as_of=2024-03-04").status_code == 202
+
+
 def test_a_queued_job_is_cancelled_at_once_and_has_no_result(client: Client) -> None:
     job = submitted(client).job
     early = client.get(f"/jobs/{job}/result")
@@ -218,6 +233,7 @@ def test_jobs_are_listed_newest_first_and_by_state_and_as_a_page_without_scripts
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert all(job in page.text for job in ids)
     assert "make jobs does them at once" in page.text
+    assert page.text.count("not counted yet") == 2, "a cancelled job's rows are counted no more"
     assert "<script" not in page.text
 
 

@@ -194,6 +194,7 @@ def test_a_call_list_as_csv_is_for_a_spreadsheet(client: Client) -> None:
         lines = answer.text.splitlines()
         assert lines[0] == "rank,customer_id,value,band,percentile,as_of_date,stale,model_version,generation,reasons"
         assert len(lines) == 4 and lines[1].startswith("1,")
+        assert lines[1].split(",")[6] == "false", "as JSON writes it"
     assert "format=csv" in client.get("/scores/churn/customers?limit=3&format=csv").links["next"]["url"]
     assert client.get("/scores/churn/customers?limit=3").headers["content-type"] == "application/json"
 

@@ -17,7 +17,7 @@ from litestar.testing import TestClient
 from ml.declarations import Feature, Kind, Project, Score
 from ml.learning import Explained
 from ml.on_demand import make_scorer, predict, predict_few
-from ml.values import read_rows
+from ml.values import Fault, read_rows
 from orchestration import scoring, warehouse
 from orchestration.judging import current_champion
 from orchestration.project import Paths
@@ -25,6 +25,7 @@ from orchestration.publishing import publish as publish_score
 from serving import store
 from serving.app import create_app
 from serving.feature_schemas import features_schema
+from serving.predict_requests import wrong_values
 from serving.prediction_answers import ContractAnswer, PredictionsAnswer
 from tests.sample_generations import publish
 from tests.small_data import a_model, a_score, a_warehouse
@@ -182,6 +183,13 @@ def test_all_that_is_wrong_is_told_by_row_and_feature_and_nothing_is_predicted(c
     assert problem["detail"] == (
         f"2 rows are wrong, so nothing is predicted: 5 faults. The features are {', '.join(TYPES)}."
     )
+
+
+def test_where_the_features_are_many_a_fault_says_where_they_are_told() -> None:
+    faults = [Fault(row=1, feature="visits", fault="is missing")]
+    few, many = (wrong_values(faults, [f"f{n}" for n in range(count)], "leaving").detail for count in (20, 21))
+    assert few.endswith(" The features are " + ", ".join(f"f{n}" for n in range(20)) + ".")
+    assert many.endswith(": 1 fault. GET /scores/leaving/contract tells the 21 features with their types.")
 
 
 def test_at_most_twenty_faults_are_listed(client: Client) -> None:

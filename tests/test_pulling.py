@@ -296,6 +296,17 @@ def test_readiness_tells_that_nothing_new_was_pulled_for_long(
             assert "since" in answer.json()["detail"]
 
 
+def test_a_host_to_which_nothing_was_pulled_yet_says_from_where_it_waits_for_it(host: Path, shelf: Path) -> None:
+    Puller(host, str(shelf), 10).look()
+    with TestClient(create_app(host.parent)) as client:
+        answer = client.get("/health/ready")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        503,
+        f"Nothing was pulled from {shelf} yet ({shelf}: no such folder): make push there; it is picked up without a"
+        " restart.",
+    )
+
+
 # Under the real server ------------------------------------------------------------------------------------------------
 
 

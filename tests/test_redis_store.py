@@ -303,6 +303,14 @@ def test_while_redis_is_down_that_is_told_and_it_recovers_by_itself(own: OwnRedi
         eventually(lambda: client.get("/health/ready").json()["status"] == "ready")
 
 
+def test_where_redis_is_down_from_the_start_no_customer_is_said_to_be_unknown(tmp_path: Path) -> None:
+    with TestClient(create_app(tmp_path, store=f"redis://127.0.0.1:{free_port()}/0")) as client:
+        for path in ("/scores", "/scores/churn", "/scores/churn/customers/7", "/customers/7"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), path
+            assert answer.json()["detail"].endswith("Connection refused."), path
+
+
 @pytest.mark.redis
 def test_a_redis_that_hangs_does_not_keep_the_server_from_answering(
     own: OwnRedis, root: Path, monkeypatch: pytest.MonkeyPatch

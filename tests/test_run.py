@@ -1,4 +1,4 @@
-"""What `make run` tells of a failure."""
+"""What `make run` tells of a failure, and at its end."""
 
 import json
 import os
@@ -8,14 +8,17 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from orchestration.project import Paths
-from orchestration.run import reasons_of_dbt, run
+from orchestration.run import as_of_told, reasons_of_dbt, run
 from tests.conftest import LOANS, REPOSITORY, environment_of, run_pipeline
+from tests.sample_generations import a_generation
 
 
 def test_what_dbt_said_in_an_earlier_run_does_not_explain_this_one(tmp_path: Path) -> None:
@@ -84,3 +87,11 @@ def test_a_project_of_sources_alone_is_loaded(tmp_path: Path) -> None:
     done = run_pipeline(project, tmp_path / "data", tmp_path / "home")
     assert done.code == 0, done.printed
     assert re.search(r"✓ raw\.visits +2 rows", done.printed)
+
+
+def test_the_summary_says_since_when_what_is_served_is_stale_and_that_lookups_are_refused() -> None:
+    on = {day: a_generation("g1", today=date(2024, 3, day)) for day in (12, 13)}
+    assert as_of_told(on[12]) == "2024-03-04"
+    assert as_of_told(on[13]) == "2024-03-04\nstale since 2024-03-13"
+    refusing = msgspec.structs.replace(on[13], when_stale="refuse")
+    assert as_of_told(refusing) == "2024-03-04\nstale since 2024-03-13\nlookups are refused"
