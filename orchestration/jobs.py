@@ -49,7 +49,9 @@ def do(job: Job, project: Project, where: Paths, run: str, log: Any) -> State | 
         if not mine or state.state in jobs.OVER:
             return state if mine else None
 
-        def tell(state: State) -> None:
+        def tell(told: State) -> None:
+            nonlocal state
+            state = told  # however this attempt ends, that is how far it came
             jobs.write_state(root, job.job, state)
             log.info(f"{state.rows:,} of {state.total or 0:,} rows, {state.wrong_rows:,} with errors")
 
@@ -70,9 +72,9 @@ def do(job: Job, project: Project, where: Paths, run: str, log: Any) -> State | 
         except JobCancelled:
             return end(state, "cancelled")
         except JobFailed as failed:
-            return end(state, "failed", str(failed))
+            return end(state, "failed", _without_paths(str(failed), where))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = _without_paths((str(error).strip() or type(error).__name__).splitlines()[0], where)
             if state.attempts >= MOST_ATTEMPTS:
                 return end(state, "failed", f"{state.attempts} attempts failed, the last one because: {reason}")
             jobs.write_state(root, job.job, msgspec.structs.replace(state, state="queued", reason=reason))
@@ -80,6 +82,13 @@ def do(job: Job, project: Project, where: Paths, run: str, log: Any) -> State | 
         finally:
             for staged in (root / job.job).glob(".*.new"):
                 staged.unlink()
+
+
+def _without_paths(reason: str, where: Paths) -> str:
+    """A reason as a caller is told it: of files only what they are, not where this machine has them."""
+    for folder in sorted({str(where.data), str(where.warehouse.parent)}, key=len, reverse=True):
+        reason = reason.replace(f"{folder}/", "")
+    return reason
 
 
 def scoring_jobs(project: Project, where: Paths) -> dg.JobDefinition:

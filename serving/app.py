@@ -37,9 +37,7 @@ from serving.guard import Answered, guarded, guarding
 from serving.job_api import job_handlers
 from serving.keys import FILE as KEYS
 from serving.known_keys import KnownKeys
-from serving.lookups import (
-    short,
-)
+from serving.lookups import short
 from serving.metrics import Shared, folder_of, metrics_handler
 from serving.openapi import SECURITY, operation_id
 from serving.pages import pages

@@ -309,7 +309,8 @@ class Catalogue:
         """Load what predicts on demand of the scores that were served without it, as lookups could begin earlier so."""
         for served in self.scores.values():
             if served.scorer is None:
-                served.scorer = load_scorer(served.store)
+                with suppress(StoreUnavailable):  # as the look that follows tells; the next one tries again
+                    served.scorer = load_scorer(served.store)
 
     def take_over(self, found: list[Found]) -> None:
         """Serve what `look` has found. To be called on the event loop."""

@@ -5,12 +5,8 @@ The functions that count are to be called on the event loop. Labels are bounded:
 scores that are served.
 """
 
-import time
 from bisect import bisect_left
 from http import HTTPMethod
-
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # s
 METHODS = {method.value for method in HTTPMethod}
@@ -50,27 +46,3 @@ def predicted(score: str, rows: int) -> None:
     """Counts rows that were predicted on demand."""
     counted = _predictions.setdefault((score,), [0.0])
     counted[0] += rows
-
-
-def counting(app: ASGIApp) -> ASGIApp:
-    """The app, with each of its answers counted."""
-    clock = time.perf_counter
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
-            return
-        status, method, started = 500, scope["method"], clock()
-
-        async def send_on(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await app(scope, receive, send_on)
-        finally:
-            answered(scope.get("path_template"), method, status, clock() - started)
-
-    return answer

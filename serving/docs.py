@@ -1,5 +1,6 @@
 """/docs and /openapi.json: the API's documentation, with every script and style served from here."""
 
+import asyncio
 import gzip
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from serving.feature_schemas import with_contracts
 from serving.openapi import mended, with_guard
 from serving.scorers import NoScorer
 
+MOST_DOCUMENTS = 8  # in memory, some hundred kilobytes each
 FILES = {  # what /docs/files/ serves of the package
     "swagger-ui.css": "text/css",
     "swagger-ui-bundle.js": "text/javascript",
@@ -106,8 +108,10 @@ def docs_file(request: Request[Any, Any, Any], name: str) -> ASGIResponse:
 def document_handler(catalogue: Catalogue) -> HTTPRouteHandler:
     """The handler of the OpenAPI document, which has the scores that are served at this moment."""
 
-    @get("/openapi.json", sync_to_thread=False, include_in_schema=False)
-    def openapi_document(request: Request[Any, Any, Any]) -> ASGIResponse:
+    made: dict[tuple[str, ...], bytes] = {}  # what is served to a caller -> the document, which takes long to make
+
+    @get("/openapi.json", include_in_schema=False)
+    async def openapi_document(request: Request[Any, Any, Any]) -> ASGIResponse:
         """The OpenAPI document."""
         caller = caller_of(request.scope)
         seen = {
@@ -115,8 +119,18 @@ def document_handler(catalogue: Catalogue) -> HTTPRouteHandler:
             for score, served in catalogue.scores.items()
             if caller.may_see(score) and not isinstance(served.scorer, NoScorer | None)
         }
-        document = with_contracts(with_guard(mended(request.app.openapi_schema.to_schema())), seen)
-        return ASGIResponse(body=encode_json(document), media_type=MediaType.JSON)
+
+        def make() -> bytes:
+            return encode_json(with_contracts(with_guard(mended(request.app.openapi_schema.to_schema())), seen))
+
+        key = tuple(f"{score}/{generation.generation}" for score, generation in seen.items())
+        document = made.get(key)
+        if document is None:
+            document = await asyncio.to_thread(make)
+            if len(made) >= MOST_DOCUMENTS:
+                made.clear()
+            made[key] = document
+        return ASGIResponse(body=document, media_type=MediaType.JSON)
 
     return openapi_document
 

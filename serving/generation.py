@@ -159,7 +159,8 @@ def read_manifest(folder: Path) -> Generation:
         name = Path(error.filename).name if folder.is_dir() else ""
         raise CorruptGeneration(f"{where}/{name}: is missing") from None
     except (OSError, ValueError) as error:
-        raise CorruptGeneration(f"{where}/generation.json: cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error  # without the path, as callers are told it
+        raise CorruptGeneration(f"{where}/generation.json: cannot be read: {why}") from error
     return parsed_manifest(manifest, checksum, folder.parent.name, folder.name)
 
 

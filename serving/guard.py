@@ -96,9 +96,13 @@ def guarded(
             found = keys.find(sent) if sent and keys.guarded else None
             if isinstance(found, KnownKey):
                 return found.caller
-            return NOBODY if keys.guarded else ANYBODY
+            return NOBODY if keys.guarded or not _is_loopback(scope, headers) else ANYBODY
         if not keys.guarded:
-            _check_loopback(scope)
+            if not _is_loopback(scope, headers):
+                raise PermissionDeniedException(
+                    detail="This server has no API keys, so it answers on loopback alone, by that name (127.0.0.1,"
+                    " [::1], localhost): make key NAME=crm MAY=read"
+                )
             if method == "POST" and parts and parts[0] == "events":
                 raise PermissionDeniedException(
                     detail="Pushing events is off, as this server has no key for it. Make one, which it takes without"
@@ -262,17 +266,25 @@ def _check_origin(headers: dict[bytes, bytes]) -> None:
         raise PermissionDeniedException(detail=f"A page {told} may not change anything here.")
 
 
-def _check_loopback(scope: Any) -> None:
-    """Without keys nobody else may ask, however the server was started."""
+def _is_loopback(scope: Any, headers: dict[bytes, bytes]) -> bool:
+    """Whether the server was asked on loopback, and by a name of it.
+
+    A page whose own name resolves to 127.0.0.1 (DNS rebinding) would else read here what it likes, through a browser.
+    """
     server = scope.get("server")
     try:
         address = ipaddress.ip_address(server[0]) if server else None
     except ValueError:
-        return  # a name, or a socket's file
-    if address is not None and not address.is_loopback:
-        raise PermissionDeniedException(
-            detail="This server has no API keys, so it answers on loopback alone: make key NAME=crm MAY=read"
-        )
+        return True  # a name, or a socket's file
+    if address is None:
+        return True
+    host = headers.get(b"host", b"localhost").decode("latin-1")
+    name = host.partition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
+    try:
+        by_name = name.lower() == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        by_name = False
+    return address.is_loopback and by_name
 
 
 def _safe(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

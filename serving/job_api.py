@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import islice
@@ -36,7 +36,6 @@ from serving.uploads import MEDIA_TYPES, UNNAMED, UNTOLD, BadUpload, columns_of,
 
 log = logging.getLogger("serving")
 
-MOST_BYTES = 2_000_000_000
 LONGEST_KEY = 200
 PARQUET = "application/vnd.apache.parquet"
 
@@ -88,11 +87,6 @@ class _DownloadOperation(Operation):
         if isinstance(found, OpenAPIResponse) and found.content:
             file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
             found.content[PARQUET] = OpenAPIMediaType(schema=file)
-
-
-def most_bytes() -> int:
-    """How large a job's file may be: SCOREHOUSE_JOB_BYTES."""
-    return int(os.environ.get("SCOREHOUSE_JOB_BYTES") or MOST_BYTES)
 
 
 def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]:
@@ -149,15 +143,14 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
         caller = caller_of(request.scope)
         served = served_score(catalogue, score, request)
         generation = served.generation
-        refusal = None if as_of else served.refusal()  # who names a date knows how old it is
         announced = int(length) if (length := request.headers.get("content-length", "")).isdigit() else None
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         name = None if as_of else _file_of(kind, announced)
         columns: tuple[str, ...] = ()
         try:
-            with jobs.staged(root, "upload") as folder:
+            async with _staged(root) as folder:
                 file = folder / (name or "nothing")
-                size, digest = await save(request.stream(), file, most_bytes(), announced)
+                size, digest = await save(request.stream(), file, announced)
                 if as_of:
                     _refuse_date(as_of, generation.as_of_date, size)
                     file.unlink()
@@ -179,6 +172,8 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
                     request=asked,
                     submitted_at=datetime.now(UTC),
                 )
+                # Published scores may be too old for their owner; who names a date knows how old it is.
+                refusal = served.refusal() if what == "ids" else None
                 kept, is_new = await asyncio.to_thread(keep, folder, job, refusal)
         except OSError as error:
             log.error("a job of %s can't be kept: %s", score, error)
@@ -302,6 +297,17 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
         download("errors", "The errors of a job", "What was wrong with which row: row, customer_id, column, fault."),
         cancel_job,
     ]
+
+
+@asynccontextmanager
+async def _staged(root: Path) -> AsyncIterator[Path]:
+    """`jobs.staged` off the event loop: it looks through all jobs, and removes what may be large."""
+    with ExitStack() as stack:
+        folder = await asyncio.to_thread(stack.enter_context, jobs.staged(root, "upload"))
+        try:
+            yield folder
+        finally:
+            await asyncio.to_thread(stack.close)
 
 
 def _may_see(caller: Caller, job: Job) -> bool:

@@ -35,7 +35,7 @@ JOB_ID = re.compile(r"[0-9a-f]{24}")
 MOST_ATTEMPTS = 3
 TRIES = 5  # to hold a job: who only asks whether it is held, holds it for an instant
 MOST_FAULTS = 1000  # that a state lists; errors.parquet has all
-STAGING_SECONDS = 60  # a staging folder without a lock is given: its process may be about to take it
+BEGUN_SECONDS = 60  # that a process is given to hold the folder which it has made
 
 What = Literal["ids", "features", "as_of_date"]
 Progress = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -99,13 +99,16 @@ def staged(root: Path, job: str) -> Iterator[Path]:
     """A folder to put a job's file into, for `accept`. It is gone at the end; the next one removes a dead process's."""
     root.mkdir(parents=True, exist_ok=True)
     _clear(root)
-    folder = root / f".staging-{job}-{secrets.token_hex(4)}"
+    name = f"{job}-{secrets.token_hex(4)}"
+    begun, folder = root / f".begun-{name}", root / f".staging-{name}"
     try:
-        folder.mkdir()
-        with held(folder) as mine:
-            assert mine, "nobody else knows its name"
+        begun.mkdir()
+        with held(begun) as mine:
+            assert mine, "nobody else looks at its lock"
+            os.rename(begun, folder)  # not before it is held: it would be taken for a dead process's
             yield folder
     finally:
+        shutil.rmtree(begun, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -251,7 +254,8 @@ def tidy(root: Path, days: float) -> list[str]:
 def _clear(root: Path) -> None:
     """Removes what dead processes have left behind."""
     for path in root.glob(".*/"):
-        if path.name.startswith(".removed-") or (path.name.startswith(".staging-") and _is_orphan(path)):
+        kind = path.name[1:].partition("-")[0]
+        if kind == "removed" or (kind == "begun" and _is_old(path)) or (kind == "staging" and _is_orphan(path)):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -266,13 +270,17 @@ def _give_up(root: Path, job: str) -> None:
             write_state(root, job, failed)
 
 
+def _is_old(folder: Path) -> bool:
+    """Whether the process that made a folder, and does not hold it yet, has had time enough to."""
+    with suppress(FileNotFoundError):
+        return time.time() - folder.stat().st_mtime > BEGUN_SECONDS
+    return False
+
+
 def _is_orphan(folder: Path) -> bool:
     """Whether the process that staged a job there is dead."""
-    with suppress(FileNotFoundError):
-        if not (folder / "lock").exists():
-            return time.time() - folder.stat().st_mtime > STAGING_SECONDS
-        with (folder / "lock").open("rb") as lock:
-            return _lock(lock, fcntl.LOCK_SH)
+    with suppress(FileNotFoundError), (folder / "lock").open("rb") as lock:
+        return _lock(lock, fcntl.LOCK_SH)
     return False
 
 

@@ -58,6 +58,7 @@ class KnownKeys:
     def __init__(self, file: Path, workers: int = 1, clock: Callable[[], float] = time.time) -> None:
         self._file, self._share, self._clock = file, 1 / workers, clock
         self._seen: tuple[int, int, int] | None = None
+        self._fault: str | None = None  # the one that was told last
         self._known: dict[bytes, KnownKey] = {}
         self._verified: dict[bytes, KnownKey] = {}  # Authorization header -> its key, so that most cost no hash
         self._read(self._identity())
@@ -72,13 +73,15 @@ class KnownKeys:
         identity = self._identity()
         if identity == self._seen:
             return
-        self._seen = identity
         try:
             if identity is None and self._known:
                 raise KeyFault(f"{self._file}: is gone")
             self._read(identity)
-        except KeyFault as fault:
-            log.error("%s; the keys read before stay as they are", fault)
+            self._fault = None
+        except KeyFault as fault:  # it is read again with the next look: what was revoked must not be missed
+            if str(fault) != self._fault:
+                log.error("%s; the keys read before stay as they are", fault)
+            self._fault = str(fault)
 
     def _identity(self) -> tuple[int, int, int] | None:
         try:

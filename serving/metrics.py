@@ -49,7 +49,7 @@ class Shared:
         async with self._writing:
             refusals: dict[Key, list[float]] = {(score,): [count] for score, count in self._catalogue.refusals.items()}
             told: Counts = {**counts, "refusals": refusals}
-            own = [(name, key, [*values]) for name, counted in told.items() for key, values in counted.items()]
+            own = [(name, key, [*values]) for name, counted in told.items() for key, values in [*counted.items()]]
             if self._file and own != self._written:
                 try:
                     await asyncio.to_thread(_replace, self._file, msgspec.json.encode(own))

@@ -156,7 +156,8 @@ def open_store(folder: Path, again: bool = False) -> Store:
     try:
         store = Store(generation, folder)
     except lmdb.Error as error:
-        raise CorruptGeneration(f"{where}: cannot be opened: {error}") from error
+        why = str(error).removeprefix(f"{folder}/")  # callers are told it, and not where the files are
+        raise CorruptGeneration(f"{where}: cannot be opened: {why}") from error
     try:
         check_contents(store)
     except BaseException as error:

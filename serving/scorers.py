@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from serving.generation import StoreUnavailable
 from serving.opening import Lookups
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class NoScorer(msgspec.Struct, frozen=True):
 
 def load_scorer(store: Lookups) -> "Scorer | NoScorer":
     """The scorer of a verified generation, with the table of its reasons. It takes a second at first, for
-    the imports, then tenths of one, and as much memory as the model and its table: see `ml.leaf_table`."""
+    the imports, then tenths of one, and as much memory as the model and its table: see `ml.leaf_table`.
+
+    Raises `StoreUnavailable` where the store can't be asked just now: that says nothing of the model."""
     generation = store.generation
     name = f"Generation {generation.generation} of score '{generation.score}'"
     absent = [
@@ -46,6 +49,8 @@ def load_scorer(store: Lookups) -> "Scorer | NoScorer":
         if generation.reasons:
             model.leaf_table  # noqa: B018 (it is made now, and not at the first request)
         return make_scorer(model, generation.features, generation.bands, generation.quantiles, generation.reasons)
+    except StoreUnavailable:
+        raise
     except Exception as error:  # whatever it is, lookups go on
         log.exception(
             "%s/%s: its model can't be loaded, so nothing is predicted", generation.score, generation.generation

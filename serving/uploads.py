@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from litestar.exceptions import ClientException, HTTPException
-from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from ml import values
 from serving.generation import Generation
@@ -36,13 +35,12 @@ class BadUpload(HTTPException):
     status_code = 422
 
 
-async def save(chunks: AsyncIterator[bytes], file: Path, most: int, announced: int | None) -> tuple[int, str]:
+async def save(chunks: AsyncIterator[bytes], file: Path, announced: int | None) -> tuple[int, str]:
     """Writes a body to a file as it comes; gives its bytes and their sha256.
 
-    Raises a 413 if there are more than `most`, a 400 if there are fewer than `announced`, `OSError` of a full disk.
+    Raises a 400 if there are fewer than `announced`, `OSError` of a full disk. That there are not too many is the
+    guard's to see.
     """
-    if announced is not None and announced > most:
-        raise _too_large(most)
     size, digest, pending = 0, hashlib.sha256(), bytearray()
 
     def write(content: bytes) -> None:
@@ -52,8 +50,6 @@ async def save(chunks: AsyncIterator[bytes], file: Path, most: int, announced: i
     with file.open("wb") as stream:
         async for chunk in chunks:
             size += len(chunk)
-            if size > most:
-                raise _too_large(most)
             pending += chunk
             if len(pending) >= WRITTEN_AT_ONCE:
                 await asyncio.to_thread(write, bytes(pending))
@@ -64,10 +60,6 @@ async def save(chunks: AsyncIterator[bytes], file: Path, most: int, announced: i
             detail=f"The body ended after {size:,} of the {announced:,} bytes announced. Send it again."
         )
     return size, digest.hexdigest()
-
-
-def _too_large(most: int) -> HTTPException:
-    return RequestEntityTooLarge(detail=f"A job's file may have {most:,} bytes (SCOREHOUSE_JOB_BYTES). Send several.")
 
 
 def named(file: Path) -> tuple[Path, Name]:

@@ -634,7 +634,7 @@ def test_told_to_stop_under_load_it_fails_no_request(tmp_path: Path) -> None:
     async def ask(kept_alive: bool) -> None:
         """One request after the other, until there is nobody to connect to."""
         last = "" if kept_alive else "Connection: close\r\n"
-        request = f"GET /scores/churn/customers/1 HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode()
+        request = f"GET /scores/churn/customers/1 HTTP/1.1\r\nHost: localhost\r\n{last}\r\n".encode()
         while True:
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -20,8 +20,8 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 
+from orchestration import job_scoring, warehouse
 from orchestration import jobs as working
-from orchestration import warehouse
 from orchestration.definitions import define
 from orchestration.instance import open_instance
 from orchestration.project import Paths, paths
@@ -327,6 +327,22 @@ def test_a_job_whose_attempts_all_fail_ends_with_the_reason_and_is_removed_when_
     assert bank.look() == []
     assert bank.client.get(f"/jobs/{job}").status_code == 404
     assert not (root / job).exists()
+
+
+def test_a_job_that_failed_tells_how_far_it_came_and_why_but_not_where_its_files_are(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: Any) -> None:
+        raise job_scoring.JobFailed(f"{bank.where.warehouse}: another program has it open")
+
+    monkeypatch.setattr(job_scoring, "_save", busy)
+    job = bank.submit(b"customer_id\nx\n", CSV)
+    (request,) = bank.look()
+    assert not bank.work(request).success
+    told = bank.told(job)
+    assert (told["state"], told["rows"], told["wrong_rows"]) == ("failed", 1, 1)
+    assert [error["customer_id"] for error in told["errors"]] == ["x"]
+    assert told["note"] == f"{bank.where.warehouse.name}: another program has it open"
 
 
 @pytest.mark.slow

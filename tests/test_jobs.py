@@ -18,6 +18,7 @@ from litestar.testing import TestClient
 
 from serving import jobs
 from serving.app import create_app
+from serving.bounds import Bound, Bounds
 from serving.callers import ANYBODY, Caller
 from serving.job_answers import JobDetails
 from tests.sample_generations import FEATURES, PUBLISHED, publish
@@ -194,7 +195,7 @@ def test_a_job_belongs_to_its_key_and_an_admin_sees_all(client: Client, monkeypa
     assert ANYBODY.may("admin"), "who is on loopback without keys sees all"
 
 
-def test_a_score_that_is_refused_once_stale_takes_jobs_of_a_date_alone(client: Client, data: Path) -> None:
+def test_a_score_that_is_refused_once_stale_takes_no_jobs_of_ids(client: Client, data: Path) -> None:
     monday = {"Idempotency-Key": "monday"}
     before = submitted(client, **monday).job
     publish(data / "generations", "g2", when_stale="refuse", today=date(2024, 3, 20))
@@ -206,6 +207,8 @@ def test_a_score_that_is_refused_once_stale_takes_jobs_of_a_date_alone(client: C
     again = client.post("/scores/churn/jobs", content=IDS, headers=CSV | monday)
     assert (again.status_code, again.json()["job"]) == (200, before)
     assert client.post("/scores/churn/jobs?as_of=2024-03-04").status_code == 202
+    names = ",".join(f'"{feature.name.replace(chr(34), 2 * chr(34))}"' for feature in FEATURES)
+    assert submitted(client, f"{names}\n".encode()).what == "features", "which the model scores as it is"
 
 
 def test_a_queued_job_is_cancelled_at_once_and_has_no_result(client: Client) -> None:
@@ -238,14 +241,14 @@ def test_jobs_are_listed_newest_first_and_by_state_and_as_a_page_without_scripts
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_file_that_is_too_large_is_refused_and_nothing_of_it_kept(
-    client: Client, data: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
-) -> None:
-    monkeypatch.setenv("SCOREHOUSE_JOB_BYTES", "1000")
+def test_a_file_that_is_too_large_is_refused_and_nothing_of_it_kept(data: Path, announced: bool) -> None:
     body = IDS * 100
-    answer = client.post("/scores/churn/jobs", content=body if announced else iter([body, body]), headers=CSV)
+    with TestClient(create_app(data, bounds=Bounds(jobs=Bound(1_000, by_piece=True)))) as client:
+        answer = client.post("/scores/churn/jobs", content=body if announced else iter([body, body]), headers=CSV)
     assert answer.status_code == 413
-    assert answer.json()["detail"] == "A job's file may have 1,000 bytes (SCOREHOUSE_JOB_BYTES). Send several."
+    assert answer.json()["detail"] == (
+        "The body has more than the 1,000 bytes that a job's file may have (SCOREHOUSE_JOB_BYTES). Send several."
+    )
     assert kept(data) == []
 
 
@@ -271,7 +274,9 @@ def test_a_full_disk_refuses_to_cancel_with_the_reason_and_a_later_try_does_it(c
 def uploading(port: int) -> socket.socket:
     """A request that has sent half of its body."""
     connection = socket.create_connection(("127.0.0.1", port))
-    head = "POST /scores/churn/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 100\r\n\r\n"
+    head = (
+        "POST /scores/churn/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\nContent-Length: 100\r\n\r\n"
+    )
     connection.sendall(head.encode() + IDS)
     return connection
 
@@ -305,9 +310,9 @@ def test_what_is_killed_before_the_rename_is_no_job_and_behind_it_is_one(data: P
     job = jobs.Job(job="a" * 24, score="churn", caller="crm", what="ids", request="", submitted_at=PUBLISHED)
     for is_renamed in (False, True):
         if (child := os.fork()) == 0:
-            if not is_renamed:
-                os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
             with jobs.staged(root, "upload") as folder:
+                if not is_renamed:
+                    os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
                 (folder / "input.csv").write_bytes(IDS)
                 jobs.accept(root, folder, job)
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import keys
+from serving import keys, known_keys
 from serving.keys import KeyFault, any_good, create_key, read_keys, revoke_key
 from serving.known_keys import KnownKey, KnownKeys
 from tests.conftest import REPOSITORY
@@ -179,6 +179,25 @@ def test_a_server_keeps_its_keys_where_the_file_breaks_vanishes_or_is_emptied(
     revoke_key(file, "crm")
     known.look()
     assert known.guarded, "also where the last one is revoked"
+    assert known.find(f"Bearer {shown}".encode()) == f"The key 'crm' was revoked on {TODAY}."
+
+
+def test_a_revocation_that_could_not_be_read_at_first_is_seen_by_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys.json"
+    _, shown = create_key(file, "crm", ["read"])
+    known = KnownKeys(file)
+    revoke_key(file, "crm")
+
+    def failing(_: Path) -> list[keys.Key]:
+        raise KeyFault("keys.json: can't be read (Too many open files)")
+
+    with monkeypatch.context() as for_a_moment:
+        for_a_moment.setattr(known_keys, "read_keys", failing)
+        known.look()
+    assert isinstance(known.find(f"Bearer {shown}".encode()), KnownKey)
+    known.look()
     assert known.find(f"Bearer {shown}".encode()) == f"The key 'crm' was revoked on {TODAY}."
 
 

@@ -1,6 +1,7 @@
 """Predictions on demand: the published number for a published customer, and all that is wrong with a wrong request."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -25,6 +26,8 @@ from orchestration.publishing import publish as publish_score
 from serving import store
 from serving.app import create_app
 from serving.feature_schemas import features_schema
+from serving.generation import StoreUnavailable
+from serving.opening import Store
 from serving.predict_requests import wrong_values
 from serving.prediction_answers import ContractAnswer, PredictionsAnswer
 from tests.sample_generations import publish
@@ -334,6 +337,27 @@ def test_a_generation_without_model_or_features_predicts_nothing_and_is_looked_u
         assert client.get("/scores/older/contract").status_code == 409
         assert client.get("/health/ready").json()["status"] == "ready"
         assert "/scores/churn/predict" not in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_store_that_is_away_while_a_model_is_loaded_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.cbm").write_bytes(b"no model")
+    publish(tmp_path / "generations", attachments={"model.cbm": tmp_path / "model.cbm"})
+
+    def away(*_: Any) -> bytes:
+        raise StoreUnavailable("Redis is away")
+
+    def detail() -> str:
+        return str(client.post("/scores/churn/predict", json={"rows": [{"customer_id": "1"}]}).json()["detail"])
+
+    with monkeypatch.context() as for_a_moment:
+        for_a_moment.setattr(Store, "attachment", away)
+        with TestClient(create_app(tmp_path, look_every=0.02)) as client:
+            time.sleep(0.2)
+            assert "is being loaded" in detail()
+            for_a_moment.undo()
+            eventually(lambda: "its model can't be loaded" in detail(), 10)
 
 
 def test_a_model_that_cannot_be_loaded_stops_no_lookup_and_is_told(
