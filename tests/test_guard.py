@@ -379,7 +379,8 @@ def test_a_body_that_does_not_come_in_time_is_answered_and_not_waited_for(
 
 def test_a_body_that_breaks_off_or_is_no_chunk_is_the_callers_fault(tmp_path: Path) -> None:
     publish(tmp_path / "generations")
-    head = b"POST /scores/churn/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /scores/churn/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n"
+    head += b"Transfer-Encoding: chunked\r\n\r\n"
     with serving(tmp_path) as server:
         for what, came in product((b"lookup", b"predict", b"jobs"), (b"", b"5\r\n", b"5\r\n{", b"zz\r\n", b"f" * 40)):
             with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
