@@ -140,7 +140,7 @@ def _of_date(connection: Connection, score: Score, generation: Generation, job: 
             {warehouse.literal(score.name)} as score,
             score as value,
             band,
-            round(100 * cume_dist() over ({of_class} order by score), 2) as percentile,
+            round(100 * count(*) over ({of_class} order by score) / count(*) over ({of_class}), 2) as percentile,
             reasons,
             model_version,
             as_of_date::date as as_of_date,

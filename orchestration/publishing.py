@@ -107,12 +107,11 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
         "features": len(features),
         "model_version": version,
     }
+    withdrawn = _withdrawn(where, score, generation.generation)
+    if withdrawn and _current(where, score) != generation.generation:
+        return {**_as_served(where, score, withdrawn), "compared": 0, "changed": False, "withdrawn": withdrawn}
     opened = _sound(folder)
     is_served = opened is not None and _current(where, score) == generation.generation
-    if not is_served and (withdrawn := _withdrawn(where, score, generation.generation)):
-        if opened is not None:
-            opened.close()
-        return {**_as_served(where, score, withdrawn), "compared": 0, "changed": False, "withdrawn": withdrawn}
     if opened is None:
         shutil.rmtree(folder, ignore_errors=True)
         model = model_folder(where.models, score, version)
@@ -134,9 +133,13 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
 
 def _withdrawn(where: Paths, score: Score, generation: str) -> str | None:
     """Who has withdrawn a generation and why, as a person is told it; None if nobody has."""
+    from serving.generation import CorruptGeneration
     from serving.withdrawing import told, withdrawals
 
-    found = withdrawals(where.generations, score.name).get(generation)
+    try:
+        found = withdrawals(where.generations, score.name).get(generation)
+    except CorruptGeneration as error:
+        raise ScoringError(f"score '{score.name}': {error}") from None
     return told(generation, found) if found else None
 
 
@@ -212,8 +215,10 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
         pool="warehouse",
     )
     def generation(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        from serving import store
         from serving.carrying import carry
 
+        store.declare(where.generations, (one.name for one in project.scores))
         refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
             try:

@@ -16,7 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 from litestar import Litestar
@@ -55,6 +56,8 @@ def main() -> None:
         address=address,
         port=settings.port,
         interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=30_000),  # ms
         workers=settings.workers,
         websockets=False,
         respawn_failed_workers=True,

@@ -163,10 +163,12 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class EventFault(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with one event."""
+    """What is wrong with one event, or one row to predict."""
 
-    row: Annotated[int, Meta(description="The event's place in the request, from 1.")]
-    column: Annotated[str | None, Meta(description="Null where the event as a whole is wrong.")]
+    row: Annotated[int, Meta(description="Its place in the request, from 1.")]
+    column: Annotated[
+        str | None, Meta(description="Column of the event, or feature of the row; null where it is wrong as a whole.")
+    ]
     fault: str
 
 
@@ -180,7 +182,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     known_bands: Annotated[list[str] | None, Meta(description="Where a band of a score is not known.")] = None
     known_sources: Annotated[list[str] | None, Meta(description="Where a source of events is not known.")] = None
     known_versions: Annotated[list[int] | None, Meta(description="Where a version of a score is not known.")] = None
-    errors: Annotated[list[EventFault] | None, Meta(description="Where events are wrong: the first faults.")] = None
+    errors: Annotated[list[EventFault] | None, Meta(description="Of events or rows: the first faults.")] = None
 
 
 def last_fresh_day(generation: Generation) -> date:

@@ -26,7 +26,7 @@ from serving.opening import Lookups
 from serving.pulling import nothing_pulled, pull_fault
 from serving.revalidation import Validators
 from serving.scorers import NoScorer, broken_scorer, load_scorer
-from serving.store import CorruptGeneration, current, open_store, published_scores
+from serving.store import CorruptGeneration, current, declared, open_store, published_scores
 
 if TYPE_CHECKING:
     from ml.on_demand import Scorer
@@ -222,6 +222,7 @@ class Catalogue:
         self.scores: dict[str, Served] = {}
         self.faults: dict[str, str] = {}  # score -> why its newest generation is not served
         self.refusals: dict[str, int] = {}  # score -> how often one was refused
+        self._declared: set[str] = set()
         self._clock = clock
         self._look_every = look_every
         self._pointers: dict[str, Hashable] = {}  # score -> the CURRENT last acted upon
@@ -263,6 +264,7 @@ class Catalogue:
     def look(self) -> list[Found]:
         """Open and verify the generations that CURRENT newly names. Reads the disk; handlers see nothing of it yet."""
         found: list[Found] = []
+        self._declared = declared(self.root)
         try:
             pointers = self.shelf.pointers()
             self._look_at_each(pointers, found)
@@ -367,4 +369,9 @@ class Catalogue:
             return Readiness(status="degraded", detail=detail, scores=scores)
         if unpulled := pull_fault(self.root):
             return Readiness(status="degraded", detail=f"{unpulled}. What is here is served.", scores=scores)
-        return Readiness(status="ready", detail=f"{len(scores)} scores are served.", scores=scores)
+        if unpublished := sorted(self._declared - self.scores.keys()):
+            detail = f"Declared, but not published yet: {', '.join(unpublished)}. The others are served."
+            return Readiness(status="degraded", detail=detail, scores=scores)
+        refused = sum(served.refusal() is not None for served in self.scores.values())
+        told = f", of which lookups of {refused} are refused, as they are stale" if refused else ""
+        return Readiness(status="ready", detail=f"{len(scores)} scores are served{told}.", scores=scores)

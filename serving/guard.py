@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from litestar.enums import ScopeType
 from litestar.exceptions import (
+    ClientException,
     HTTPException,
     NotAuthorizedException,
     PermissionDeniedException,
@@ -115,7 +116,8 @@ def guarded(
         if wait := known.wait():
             seconds = math.ceil(wait)
             raise TooManyRequestsException(
-                detail=f"The key '{caller.name}' is good for {known.key.rate:g} requests a second. Ask again in"
+                detail=f"The key '{caller.name}' is good for {known.key.rate:g} requests a second, shared out evenly"
+                " over the server's processes. Ask again in"
                 f" {seconds} s.",
                 headers={"Retry-After": str(seconds)},
             )
@@ -229,7 +231,10 @@ def _headers(scope: Any) -> dict[bytes, bytes]:
     size = len(scope["raw_path"].partition(b"?")[0]) + len(scope["query_string"])  # some servers have both in raw_path
     if size > MOST_TARGET_BYTES:
         raise TargetTooLong(detail=f"Path and query have {size:,} bytes; {MOST_TARGET_BYTES:,} are possible.")
-    return dict(scope["headers"])
+    headers = dict(scope["headers"])
+    if len(headers) < len(scope["headers"]) and sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+        raise ClientException(detail="There are several Authorization headers: whose key counts can't be told.")
+    return headers
 
 
 def _parts(scope: Any) -> list[str]:

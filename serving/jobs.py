@@ -15,6 +15,7 @@ waits until its state is done, failed or cancelled, whichever processes are kill
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -30,6 +31,8 @@ import msgspec
 from msgspec import Meta
 
 from serving.event_log import fsync_folder
+
+log = logging.getLogger("serving")
 
 JOB_ID = re.compile(r"[0-9a-f]{24}")
 MOST_ATTEMPTS = 3
@@ -139,6 +142,9 @@ def read_job(root: Path, job: str) -> Job | None:
         return msgspec.json.decode((root / job / "job.json").read_bytes(), type=Job)
     except FileNotFoundError:
         return None
+    except msgspec.MsgspecError as error:  # one must not stop the others
+        log.error("%s/job.json can't be read, so nothing becomes of the job: %s", job, error)
+        return None
 
 
 def read_state(root: Path, job: str) -> State:
@@ -148,6 +154,8 @@ def read_state(root: Path, job: str) -> State:
         return msgspec.json.decode((folder / "state.json").read_bytes(), type=State)
     except FileNotFoundError:
         return State()
+    except msgspec.MsgspecError as error:
+        return State(state="failed", reason=f"its state can't be read: {error}")
 
 
 def all_jobs(root: Path) -> list[Job]:

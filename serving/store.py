@@ -9,6 +9,7 @@
         ranking.mdb                LMDB, rank from 0 in 4 bytes -> customer id: band by band, the best first, who has
                                    no band last; not there in generations of old
         model.cbm, card.json, ...  what was attached
+    <root>/declared.json           the scores that the project declares
     <root>/<score>/CURRENT         the name of the generation that is served
     <root>/<score>/.verified-...   notes that a generation was found whole: see `serving.verified`
     <root>/<score>/withdrawn.json  the generations that were rolled back: see `serving.withdrawing`
@@ -49,6 +50,8 @@ from serving.lmdb_file import append, by_customer, by_rank
 from serving.opening import Store, open_store
 from serving.verified import PREFIX
 
+DECLARED = "declared.json"
+
 __all__ = [
     "BadCustomerId",
     "CorruptGeneration",
@@ -59,6 +62,8 @@ __all__ = [
     "Store",
     "current",
     "customer_key",
+    "declare",
+    "declared",
     "flip",
     "generations_of",
     "is_alive",
@@ -180,6 +185,23 @@ def current(root: Path, score: str) -> str | None:
     if not NAME.fullmatch(name):
         raise CorruptGeneration(f"{score}/CURRENT: {name[:100]!r} is no name of a generation")
     return name
+
+
+def declare(root: Path, scores: Iterable[str]) -> None:
+    """Note which scores a project declares, so that a server can tell that one of them is not published yet."""
+    content = msgspec.json.encode(sorted(scores)) + b"\n"
+    with suppress(FileNotFoundError):
+        if (root / DECLARED).read_bytes() == content:
+            return
+    root.mkdir(parents=True, exist_ok=True)
+    replace_file(root / DECLARED, content)
+
+
+def declared(root: Path) -> set[str]:
+    """The scores that the project declares, as far as anybody has noted them."""
+    with suppress(OSError, msgspec.MsgspecError):
+        return set(msgspec.json.decode((root / DECLARED).read_bytes(), type=list[str]))
+    return set()
 
 
 def published_scores(root: Path) -> list[str]:

@@ -24,6 +24,7 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from ml.values import read_rows
+from serving import store
 from serving.answers import CustomerAnswer, FeaturesAnswer, Problem, Readiness, Scores, ScoreSummary
 from serving.app import create_app
 from serving.store import customer_key, flip, verify
@@ -227,6 +228,19 @@ def test_a_corrupt_new_generation_is_not_served_and_named_until_it_is_mended(
     publish(root, "g3")
     eventually(lambda: ready().status == "ready")
     assert client.get("/scores/churn/customers/1").json()["generation"] == "g3"
+
+
+def test_a_score_that_is_declared_and_not_published_yet_is_told_and_the_others_are_served(
+    root: Path, client: Client
+) -> None:
+    publish(root)
+    store.declare(root, ["churn", "upsell"])
+    eventually(lambda: client.get("/health/ready").json()["status"] == "degraded")
+    answer = client.get("/health/ready")
+    assert answer.status_code == 200, "no load balancer should drop the score that there is"
+    assert answer.json()["detail"] == "Declared, but not published yet: upsell. The others are served."
+    publish(root, score="upsell")
+    eventually(lambda: client.get("/health/ready").json()["status"] == "ready")
 
 
 def test_one_corrupt_score_does_not_stop_the_others(root: Path) -> None:

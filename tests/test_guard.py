@@ -629,3 +629,15 @@ def test_a_broken_file_of_keys_is_named_at_the_start(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert output.startswith(f"Refused to serve: {tmp_path}/keys.json: is no file of keys (")
     assert output.count("\n") == 1
+
+
+def test_two_keys_in_one_request_are_refused_as_neither_counts(fresh: Path) -> None:
+    _, one = create_key(fresh / "keys.json", "one", ["read"])
+    _, other = create_key(fresh / "keys.json", "other", ["read"])
+    app = create_app(fresh)
+    with TestClient(app) as client:
+        status, body = raw_get(
+            client, app, "/scores", {"Authorization": f"Bearer {one}", "authorization": f"Bearer {other}"}
+        )
+    assert status == 400
+    assert b"several Authorization headers" in body

@@ -211,6 +211,17 @@ def test_a_score_that_is_refused_once_stale_takes_no_jobs_of_ids(client: Client,
     assert submitted(client, f"{names}\n".encode()).what == "features", "which the model scores as it is"
 
 
+def test_a_job_whose_files_cannot_be_read_stops_no_other(client: Client, data: Path) -> None:
+    first, second, third = (submitted(client).job for _ in range(3))
+    (data / "jobs" / first / "job.json").write_text("{")
+    (data / "jobs" / second / "state.json").write_text("{")
+    assert [job["job"] for job in client.get("/jobs").json()["jobs"]] == [third, second]
+    assert client.get(f"/jobs/{first}").status_code == 404
+    failed = client.get(f"/jobs/{second}").json()
+    assert failed["state"] == "failed" and failed["note"].startswith("its state can't be read")
+    assert [job.job for job in jobs.waiting(data / "jobs")] == [third]
+
+
 def test_a_queued_job_is_cancelled_at_once_and_has_no_result(client: Client) -> None:
     job = submitted(client).job
     early = client.get(f"/jobs/{job}/result")
