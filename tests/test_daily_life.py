@@ -28,7 +28,7 @@ def test_days_that_arrive_late_doubled_and_broken_end_as_a_warehouse_built_at_on
     definitions = define(where)
     dg.Definitions.validate_loadable(definitions)
     sensors = {sensor.name for sensor in definitions.sensors or ()}
-    assert sensors == {"lapse_risk_retraining", "raw_campaigns_stream", "raw_coupon_redemptions_stream"}
+    assert sensors == {"jobs_waiting", "lapse_risk_retraining", "raw_campaigns_stream", "raw_coupon_redemptions_stream"}
 
     # What was broken on the way is set aside with the reason, and what came twice was counted.
     with duckdb.connect(str(life.data / "warehouse.duckdb"), read_only=True) as connection:

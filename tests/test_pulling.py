@@ -71,7 +71,7 @@ def test_a_published_generation_is_pulled_and_served_byte_for_byte(publisher: Pa
         eventually(lambda: client.get("/health/ready").json()["status"] == "ready")
         with store.open_store(publisher / "churn" / "g1") as here:
             assert client.get("/scores/churn/customers/7").json()["value"] == json.loads(here.get("7") or b"")["value"]
-        assert client.get("/scores/upsell/customers/7").status_code == 200
+        eventually(lambda: client.get("/scores/upsell/customers/7").status_code == 200)
         published(publisher, str(shelf), "g2")
         puller.look()
         eventually(lambda: client.get("/scores/churn/customers/7").json()["generation"] == "g2")
