@@ -63,7 +63,6 @@ def environment_of(project: Path, data: Path, home: Path) -> dict[str, str]:
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "XDG_CACHE_HOME": str(data / "cache"),
         "MPLCONFIGDIR": str(data / "cache" / "matplotlib"),
         "SCOREHOUSE_DATA": str(data),
