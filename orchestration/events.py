@@ -20,7 +20,7 @@ from orchestration.batches import Batch, LoadError, Loading, is_own, new_batch_i
 from orchestration.json_lines import json_rows
 from orchestration.project import Paths, exclusively, replaced
 from serving.contracts import Column, Contract, Kind
-from serving.event_log import fsync_folder
+from serving.durable import sync
 
 BATCH_BYTES = 16 << 20  # of the log at a time; an event is smaller, as the API takes no request of this size
 LOADED = "loaded.json"  # how far each segment is loaded, for who must not open the warehouse: a copy of what it knows
@@ -127,7 +127,7 @@ def publish_contracts(project: Project, where: Paths) -> None:
                 with replaced(file) as staged:
                     staged.write_bytes(content)
                 for parent in (folder, where.data):
-                    fsync_folder(parent)
+                    sync(parent)
         for file in folder.glob(f"*/{CONTRACT}"):
             if file.parent.name not in contracts:
                 file.unlink()

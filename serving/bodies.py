@@ -3,9 +3,8 @@
 Litestar's own reading tells neither where JSON breaks nor survives what is no UTF-8.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from litestar.exceptions import ClientException
@@ -26,13 +25,13 @@ def read_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise ClientException(detail=f"The body is no JSON that can be read: {error}.") from None
 
 
-def operation_with_body(schema: Schema, example: Mapping[str, Any]) -> type[Operation]:
-    """The OpenAPI operation of a handler that reads its body itself."""
+def operation_with_body(schema: Schema, **examples: Example) -> type[Operation]:
+    """The OpenAPI operation of a handler that reads its body itself: JSON of this schema, with examples by name."""
 
     @dataclass
     class WithBody(Operation):
         def __post_init__(self) -> None:
-            content = OpenAPIMediaType(schema=schema, examples={"example": Example(value=dict(example))})
+            content = OpenAPIMediaType(schema=schema, examples=dict(examples))
             self.request_body = RequestBody(content={"application/json": content}, required=True)
 
     return WithBody

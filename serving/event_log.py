@@ -7,16 +7,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from serving.durable import sync
+
 SEGMENT_BYTES = 64 << 20  # a segment that has reached this size is followed by another
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes sure that the names of the files in a folder survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Log:
@@ -45,7 +38,7 @@ class Log:
                     left = left[os.write(self._file, left) :]
                 os.fsync(self._file)
                 if not self._size:
-                    fsync_folder(self.folder)
+                    sync(self.folder)
             except OSError:
                 self._give_up(self._file)
                 raise

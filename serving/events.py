@@ -9,7 +9,6 @@ import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +25,12 @@ from litestar.exceptions import (
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec import Example, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import Parameter
 
 from serving.answers import PROBLEM, Accepted, Problem
+from serving.bodies import operation_with_body
 from serving.bounds import MOST_BYTES
 from serving.contracts import Contract, faults_of, shortened
 from serving.event_log import Log
@@ -127,20 +127,11 @@ def _lines(events: Sequence[Event], contract: Contract) -> bytes:
 _OBJECT = Schema(type=OpenAPIType.OBJECT, description="Column -> value.", additional_properties=True)
 
 
-@dataclass
-class _PushOperation(Operation):
-    """The operation with its body, which the handler reads itself."""
-
-    def __post_init__(self) -> None:
-        events = Schema(
-            one_of=[_OBJECT, Schema(type=OpenAPIType.ARRAY, items=_OBJECT, max_items=MOST_EVENTS)],
-            description=f"One event or up to {MOST_EVENTS:,} of them.",
-        )
-        example = Example(summary="Two events", value=[{"visit_id": 1, "amount": 2.5}, {"visit_id": 2, "amount": None}])
-        self.request_body = RequestBody(
-            content={"application/json": OpenAPIMediaType(schema=events, examples={"events": example})}, required=True
-        )
-
+_EVENTS = Schema(
+    one_of=[_OBJECT, Schema(type=OpenAPIType.ARRAY, items=_OBJECT, max_items=MOST_EVENTS)],
+    description=f"One event or up to {MOST_EVENTS:,} of them.",
+)
+_EXAMPLE = Example(summary="Two events", value=[{"visit_id": 1, "amount": 2.5}, {"visit_id": 2, "amount": None}])
 
 _ANSWERS = {
     400: "The body is no JSON.",
@@ -168,7 +159,7 @@ def push_handler(pushed: PushedEvents) -> HTTPRouteHandler:
         tags=["events"],
         summary="Push events",
         description=_ABOUT,
-        operation_class=_PushOperation,
+        operation_class=operation_with_body(_EVENTS, events=_EXAMPLE),
         responses={
             status: ResponseSpec(Problem, generate_examples=False, description=description, media_type=PROBLEM)
             for status, description in _ANSWERS.items()

@@ -30,7 +30,7 @@ from typing import IO, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from serving.event_log import fsync_folder
+from serving.durable import sync
 
 log = logging.getLogger("serving")
 
@@ -122,16 +122,16 @@ def accept(root: Path, folder: Path, job: Job) -> None:
     """
     (folder / "job.json").write_bytes(msgspec.json.format(msgspec.json.encode(job)))
     for file in folder.iterdir():
-        _sync(file)
-    fsync_folder(folder)
+        sync(file)
+    sync(folder)
     try:
         os.rename(folder, root / job.job)
     except OSError:
         if (root / job.job).exists():
             raise JobRefused(job.job) from None
         raise
-    fsync_folder(root)
-    fsync_folder(root.parent)
+    sync(root)
+    sync(root.parent)
 
 
 def read_job(root: Path, job: str) -> Job | None:
@@ -175,9 +175,9 @@ def write_state(root: Path, job: str, state: State) -> None:
     folder = root / job
     new = folder / "state.json.new"
     new.write_bytes(msgspec.json.encode(state))
-    _sync(new)
+    sync(new)
     os.replace(new, folder / "state.json")
-    fsync_folder(folder)
+    sync(folder)
 
 
 @contextmanager
@@ -216,7 +216,7 @@ def cancel(root: Path, job: str) -> State:
         if state.state in OVER:
             return state
         (folder / "cancel").touch()
-        fsync_folder(folder)
+        sync(folder)
         if mine:
             state = msgspec.structs.replace(state, state="cancelled", finished_at=datetime.now(UTC))
             write_state(root, job, state)
@@ -290,8 +290,3 @@ def _is_orphan(folder: Path) -> bool:
     with suppress(FileNotFoundError), (folder / "lock").open("rb") as lock:
         return _lock(lock, fcntl.LOCK_SH)
     return False
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -22,7 +22,7 @@ from typing import get_args
 import msgspec
 
 from serving.callers import Permission
-from serving.event_log import fsync_folder
+from serving.durable import sync
 
 FILE = "keys.json"
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
@@ -105,7 +105,7 @@ def _changing(file: Path) -> Iterator[list[Key]]:
             new.flush()
             os.fsync(handle)
         beside.replace(file)
-        fsync_folder(file.parent)
+        sync(file.parent)
     finally:
         os.close(lock)
 

@@ -7,7 +7,6 @@ its own, so that neither lookups nor the search for new generations wait for it.
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -15,12 +14,13 @@ from litestar import MediaType, Request, get, post
 from litestar.exceptions import NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec import Example, Schema
 from litestar.response.base import ASGIResponse
 from msgspec import UNSET
 
 from serving.answers import EventFault
 from serving.audit import audited_customers
+from serving.bodies import operation_with_body
 from serving.catalogue import Catalogue, Served
 from serving.contracts import MOST_FAULTS
 from serving.counting import predicted
@@ -210,16 +210,7 @@ _EXAMPLES = {
 }
 
 
-@dataclass
-class _PredictOperation(Operation):
-    """The operation with its body, which the handler reads itself."""
-
-    def __post_init__(self) -> None:
-        schema = cast(Schema, request_schema())  # it is what a Schema becomes
-        self.request_body = RequestBody(
-            content={"application/json": OpenAPIMediaType(schema=schema, examples=dict(_EXAMPLES))}, required=True
-        )
-
+_REQUEST = cast(Schema, request_schema())  # it is what a Schema becomes
 
 _ABOUT = """Scores rows with the model that scores the customers, to the same bits, without keeping anything of them.
 
@@ -242,7 +233,7 @@ def predict_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         tags=["scores"],
         summary="Predict on demand",
         description=_ABOUT,
-        operation_class=_PredictOperation,
+        operation_class=operation_with_body(_REQUEST, **_EXAMPLES),
         responses={
             200: ResponseSpec(PredictionsAnswer, generate_examples=False, description="The predictions of all rows."),
             400: problem_spec("The body is no JSON, or nested too deeply."),

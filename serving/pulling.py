@@ -19,9 +19,10 @@ from pathlib import Path
 import msgspec
 
 from serving.addresses import without_login
+from serving.durable import sync
 from serving.generation import NAME, CorruptGeneration, PublicationError, parsed_manifest
 from serving.remote import MANIFEST, Remote, RemoteFault, Unreachable, remote
-from serving.store import current, flip, kept_generations, open_store, prune, replace_file, sync, verify
+from serving.store import current, flip, kept_generations, open_store, prune, replace_file, verify
 from serving.withdrawing import told, withdrawals
 
 log = logging.getLogger("serving")

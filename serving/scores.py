@@ -126,7 +126,7 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         status_code=200,
         tags=["customers"],
         summary="The scores of many customers",
-        operation_class=operation_with_body(_IDS, {"ids": ["4711", "4712"]}),
+        operation_class=operation_with_body(_IDS, example=Example(value={"ids": ["4711", "4712"]})),
         description="Of up to 1,000 ids, in their order and all of one generation; `missing` has those not known.",
         responses={
             200: ResponseSpec(LookupAnswer, generate_examples=False, description="The scores, and who is missing."),

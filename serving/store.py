@@ -32,6 +32,7 @@ from pathlib import Path
 import lmdb
 import msgspec
 
+from serving.durable import sync
 from serving.generation import (
     NAME,
     RANKING,
@@ -262,15 +263,6 @@ def _checked(name: str) -> str:
     if not NAME.fullmatch(name) or name == "CURRENT":
         raise PublicationError(f"{name!r} cannot be a name here: letters, digits, '.', '_' and '-', at most 100")
     return name
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or a directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_alive(process: str) -> bool:
