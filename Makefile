@@ -79,13 +79,13 @@ serve: setup  ## API and pages on 127.0.0.1:8000
 	@$(BIN)/python -m serving
 
 key: setup  ## an API key, shown once (make key NAME=crm MAY="read predict" SCORES=… EXPIRES=2027-01-31 RATE=200 BURST=400)
-	@$(BIN)/python -m serving.keys create "$$NAME" $(if $(MAY),--may "$$MAY") --scores "$$SCORES" --expires "$$EXPIRES" --rate "$$RATE" --burst "$$BURST"
+	@$(BIN)/python -m serving.guarding.keys create "$$NAME" $(if $(MAY),--may "$$MAY") --scores "$$SCORES" --expires "$$EXPIRES" --rate "$$RATE" --burst "$$BURST"
 
 keys: setup  ## all API keys, without their secrets
-	@$(BIN)/python -m serving.keys list
+	@$(BIN)/python -m serving.guarding.keys list
 
 revoke: setup  ## an API key is refused from now on (make revoke KEY=<id or name>)
-	@$(BIN)/python -m serving.keys revoke "$$KEY"
+	@$(BIN)/python -m serving.guarding.keys revoke "$$KEY"
 
 ui: setup  ## Dagster UI on 127.0.0.1:3000
 	@$(BIN)/python -m orchestration.ui

@@ -176,7 +176,7 @@ def appended(folder: Path) -> Measured:
     """Customers a second of a bare append of what was published."""
     import lmdb
 
-    from serving import store
+    from serving.generations import store
 
     home = places(folder).generations / "benchmark"
     generation = home / str(store.current(home.parent, home.name))
@@ -212,8 +212,8 @@ def parts(folder: Path) -> Measured:
     from orchestration.online_features import json_features, online_features
     from orchestration.published_rows import customers, newest_predictions, published_key, ranking
     from orchestration.scoring import feature_rows
-    from serving import store
-    from serving.generation import sha256_of
+    from serving.generations import store
+    from serving.generations.generation import sha256_of
 
     _, score = the_project()
     home = places(folder).generations / score.name

@@ -1,16 +1,16 @@
 """What serving costs: lookups, predictions and publications over HTTP, beside what could at best be had.
 
-`python -m serving` with 2 workers serves a generation of 5 M customers that `serving.store` wrote; wrk asks from one
-thread for random ones, with a key. The floor is a bare ASGI app under the same server with the same settings, which
-answers each request with the bytes of a customer. Both run at once and are asked in turn, after a warm-up; medians of
-the rounds count. Requests a second are of a closed loop: each connection asks again when it is answered. With that both
-are busy, so the p99 is measured again at the same rate for both, far below what either can do: each connection waits
-10 to 30 ms between requests. Workers, wrk and all else share the machine; the workers' processor time for a request,
-which does not depend on that, is told too. Lookups of 1,000 ids, predictions, a publication of 500,000 customers under
-load, and the workers' memory over the requests of an hour at 500 a second follow. Beside them Feast's Python feature
-server with a SQLite online store, in an environment of its own that `--full` makes, with fewer customers as it takes
-them in slowly, which is to its advantage. `--quick` takes 200,000 customers, and Feast where it is already there.
-"""
+`python -m serving` with 2 workers serves a generation of 5 M customers that `serving.generations.store` wrote; wrk asks
+from one thread for random ones, with a key. The floor is a bare ASGI app under the same server with the same settings,
+which answers each request with the bytes of a customer. Both run at once and are asked in turn, after a warm-up;
+medians of the rounds count. Requests a second are of a closed loop: each connection asks again when it is answered.
+With that both are busy, so the p99 is measured again at the same rate for both, far below what either can do: each
+connection waits 10 to 30 ms between requests. Workers, wrk and all else share the machine; the workers' processor time
+for a request, which does not depend on that, is told too. Lookups of 1,000 ids, predictions, a publication of 500,000
+customers under load, and the workers' memory over the requests of an hour at 500 a second follow. Beside them Feast's
+Python feature server with a SQLite online store, in an environment of its own that `--full` makes, with fewer customers
+as it takes them in slowly, which is to its advantage. `--quick` takes 200,000 customers, and Feast where it is already
+there."""
 
 import json
 import random
@@ -63,7 +63,7 @@ def a_key(data: Path, notes: Measured) -> dict[str, str]:
     if not (form.REPOSITORY / "serving" / "keys.py").exists():
         notes["lookups are without a key: there are none yet"] = 0.0
         return {}
-    command = [sys.executable, "-P", "-m", "serving.keys", "--data", str(data), "create", "bench"]
+    command = [sys.executable, "-P", "-m", "serving.guarding.keys", "--data", str(data), "create", "bench"]
     said, _, _ = form.run([*command, "--may", "read predict"])
     return {"Authorization": f"Bearer {re.findall(r'sh_[^ ]+', said)[-1].strip()}"}
 

@@ -20,7 +20,7 @@ BATCH = 1000  # ids in one lookup of many
 
 
 def a_generation(name: str, score: str, **changes: Any) -> Any:
-    from serving.store import Generation
+    from serving.generations.store import Generation
 
     facts: dict[str, Any] = {
         "generation": name,
@@ -50,7 +50,7 @@ def an_id(number: int) -> str:
 
 
 def a_payload(generation: Any, customer_id: str) -> bytes:
-    from serving.store import CustomerScore, Reason, payload
+    from serving.generations.store import CustomerScore, Reason, payload
 
     reasons = [
         Reason(
@@ -86,7 +86,7 @@ def customers(generation: Any, rows: int) -> Iterator[tuple[str, bytes]]:
 
 def publish(data: Path, name: str, rows: str) -> Measured:
     """Writes a generation and makes it current; its seconds, and the moment at which it was current."""
-    from serving.store import flip, write
+    from serving.generations.store import flip, write
 
     root, generation = data / "generations", a_generation(name, SCORE)
     started = time.monotonic()
@@ -148,7 +148,7 @@ def train(data: Path) -> Measured:
     from ml.declarations import Feature
     from ml.encoding import encode, learn_encoder
     from ml.fitting import PARAMS
-    from serving.store import flip, write
+    from serving.generations.store import flip, write
 
     random = np.random.default_rng(0)
     columns = {f"number_{place}": random.random(LEARNT_FROM) for place in range(NUMBERS)}

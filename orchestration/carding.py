@@ -15,7 +15,7 @@ from ml.standing import Promotion, Standing, standing_of
 from orchestration import versions
 from orchestration.project import Paths, replaced
 from orchestration.warehouse import Connection
-from serving.model_cards import (
+from serving.pages.model_cards import (
     DATA,
     INDEX,
     PAGE,

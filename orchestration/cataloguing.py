@@ -11,7 +11,7 @@ from ml.declarations import Project, Score
 from orchestration import versions, warehouse
 from orchestration.project import Paths, load_manifest, read_json, replaced
 from orchestration.warehouse import Connection
-from serving.feature_catalogue import (
+from serving.pages.feature_catalogue import (
     FILE,
     Bin,
     FeatureFigures,

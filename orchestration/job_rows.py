@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from ml import values
 from ml.scores import Feature
 from orchestration import warehouse
-from serving.generation import BadCustomerId, customer_key
-from serving.uploads import CUSTOMER_ID
+from serving.generations.generation import BadCustomerId, customer_key
+from serving.jobs.uploads import CUSTOMER_ID
 
 BATCH = 32_768  # rows: of a CSV they are Python texts for a moment, some hundred bytes a value
 LONGEST_VALUE = 1 << 20  # characters
@@ -131,7 +131,7 @@ def _is_unicode(value: str) -> bool:
 
 
 def ids_of(batch: pa.RecordBatch, entity: Sequence[str]) -> list[str | None]:
-    """Each row's customer id, as `serving.generation.customer_key` writes it; None where there is none."""
+    """Each row's customer id, as `serving.generations.generation.customer_key` writes it; None where there is none."""
     if CUSTOMER_ID in batch.schema.names and (CUSTOMER_ID not in entity or len(entity) == 1):
         named = batch.column(CUSTOMER_ID).to_pylist()
         return [None if value in (None, "") else str(value) for value in named]

@@ -20,10 +20,11 @@ from orchestration.job_rows import Rows, UnreadableFile
 from orchestration.project import Paths, replaced
 from orchestration.published_rows import published_key
 from orchestration.warehouse import Connection
-from serving import jobs, store
-from serving.generation import CustomerScore, Generation
-from serving.jobs import Job, JobFault
-from serving.uploads import BadUpload, columns_of, what_it_holds
+from serving.generations import store
+from serving.generations.generation import CustomerScore, Generation
+from serving.jobs import folder as jobs
+from serving.jobs.folder import Job, JobFault
+from serving.jobs.uploads import BadUpload, columns_of, what_it_holds
 
 if TYPE_CHECKING:
     from ml.on_demand import Scorer

@@ -14,8 +14,8 @@ import msgspec
 from ml.declarations import Project
 from orchestration.instance import alive, bury_the_dead, in_process_executor, open_instance
 from orchestration.project import Paths
-from serving import jobs
-from serving.jobs import MOST_ATTEMPTS, Job, State
+from serving.jobs import folder as jobs
+from serving.jobs.folder import MOST_ATTEMPTS, Job, State
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ from orchestration.warehouse import Connection
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from serving.store import Store
+    from serving.generations.store import Store
 
 COMPARED = 1000
 RESULTS = ("score", "band")
@@ -94,7 +94,7 @@ def _looked_up(opened: "Store", score: Score, ids: Sequence[str]) -> "list[pa.Ar
     import pyarrow as pa
 
     from ml import values
-    from serving import store
+    from serving.generations import store
 
     features = opened.generation.features
     results, rows = [], []

@@ -22,7 +22,7 @@ from orchestration.promises import Kept, drift_figures, kept, told_with_causes
 from orchestration.realised import measure, realised_dates
 from orchestration.training_sets import clock
 from orchestration.warehouse import Connection
-from serving.performance import FIGURES
+from serving.pages.performance import FIGURES
 
 SHOWN = 60  # as-of dates in the report and the API; `ml.realised` has them all
 PAGE = "performance.html"

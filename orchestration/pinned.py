@@ -29,7 +29,7 @@ def refuse_broken_contracts(project: Project, where: Paths) -> None:
     is a bigint. A data folder of another project tells nothing.
     """
     from ml.registry import CorruptModel, load_card
-    from serving import store
+    from serving.generations import store
 
     if where.owner.is_file() and where.owner.read_text().strip() != project.name:
         return

@@ -267,7 +267,7 @@ def claim_data(where: Paths, project: Project) -> None:
     A folder that says nothing yet is taken, unless what is published in it is all another project's.
     Raises `ProjectError` if the folder is another project's.
     """
-    from serving.store import published_scores
+    from serving.generations.store import published_scores
 
     with exclusively(where.data / "dbt" / "owner.lock"):
         if where.owner.is_file():

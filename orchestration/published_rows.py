@@ -16,7 +16,7 @@ from orchestration import warehouse
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
-    from serving.store import Generation
+    from serving.generations.store import Generation
 
 ROWS = 10_000  # of one batch: their JSON takes some megabytes
 PERCENTS = [percent / 100 for percent in range(101)]
@@ -37,7 +37,7 @@ class Newest(msgspec.Struct, frozen=True, kw_only=True):
 def published_key(score: Score) -> str:
     """SQL of the customer's id as applications write it: the key as the warehouse writes it as text.
 
-    Parts of a composite key are joined as `serving.store.customer_key` joins texts.
+    Parts of a composite key are joined as `serving.generations.store.customer_key` joins texts.
     """
     texts = [f"cast({warehouse.name(column)} as varchar)" for column in score.entity]
     if len(texts) == 1:
@@ -76,7 +76,7 @@ def customers(
 
     Raises `PublicationError` naming a customer who has a score that is no finite number.
     """
-    from serving.store import PublicationError
+    from serving.generations.store import PublicationError
 
     for ids, contents in columns(connection, customers_query(score, generation, of_rows)):
         if None in contents:

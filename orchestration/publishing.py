@@ -26,7 +26,7 @@ from orchestration.training_sets import ScoringError
 from orchestration.warehouse import Connection
 
 if TYPE_CHECKING:
-    from serving.store import Generation, Store
+    from serving.generations.store import Generation, Store
 
 
 def publish(connection: Connection, score: Score, project: Project, where: Paths) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
     Raises `ScoringError` if there are no predictions, two for a customer, or features that have changed since,
     `PublishedDiffers` if what was written is not what the warehouse holds; the old generation then serves on.
     """
-    from serving import store
+    from serving.generations import store
 
     keep, key = store.kept_generations(), published_key(score)
     champion = current_champion(connection, score)
@@ -133,8 +133,8 @@ def publish(connection: Connection, score: Score, project: Project, where: Paths
 
 def _withdrawn(where: Paths, score: Score, generation: str) -> str | None:
     """Who has withdrawn a generation and why, as a person is told it; None if nobody has."""
-    from serving.generation import CorruptGeneration
-    from serving.withdrawing import told, withdrawals
+    from serving.generations.generation import CorruptGeneration
+    from serving.generations.withdrawing import told, withdrawals
 
     try:
         found = withdrawals(where.generations, score.name).get(generation)
@@ -162,7 +162,7 @@ def _as_served(where: Paths, score: Score, withdrawn: str) -> dict[str, Any]:
 
 def _sound(folder: Path) -> "Store | None":
     """What is published in a folder already, open; None if nothing is, or it is damaged."""
-    from serving import store
+    from serving.generations import store
 
     try:
         return store.open_store(folder)
@@ -172,7 +172,7 @@ def _sound(folder: Path) -> "Store | None":
 
 def _current(where: Paths, score: Score) -> str | None:
     """The generation served; None where there is none or CURRENT is damaged, which the next flip mends."""
-    from serving import store
+    from serving.generations import store
 
     try:
         return store.current(where.generations, score.name)
@@ -182,8 +182,8 @@ def _current(where: Paths, score: Score) -> str | None:
 
 def served_now(score: Score, where: Paths) -> "Generation | None":
     """The manifest of what is served; None if nothing is, or it is damaged, which the next run mends."""
-    from serving import store
-    from serving.generation import read_manifest
+    from serving.generations import store
+    from serving.generations.generation import read_manifest
 
     try:
         current = store.current(where.generations, score.name)
@@ -215,8 +215,8 @@ def generation_asset(score: Score, project: Project, where: Paths) -> dg.AssetsD
         pool="warehouse",
     )
     def generation(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
-        from serving import store
-        from serving.carrying import carry
+        from serving.generations import store
+        from serving.generations.carrying import carry
 
         store.declare(where.generations, (one.name for one in project.scores))
         refuse_unsound(context)

@@ -14,7 +14,7 @@ from orchestration import versions, warehouse
 from orchestration.model_files import card_of
 from orchestration.project import Paths, read_json
 from orchestration.warehouse import Connection
-from serving.performance import read_performance
+from serving.pages.performance import read_performance
 
 
 class Decision(msgspec.Struct, frozen=True):

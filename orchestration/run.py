@@ -40,9 +40,9 @@ from orchestration.project import (
     read_json,
 )
 from orchestration.warehouse import WarehouseError
-from serving import store
 from serving.answers import summarise
-from serving.generation import CorruptGeneration, Generation
+from serving.generations import store
+from serving.generations.generation import CorruptGeneration, Generation
 
 if TYPE_CHECKING:
     from dagster import EventLogEntry
@@ -206,7 +206,7 @@ def summary(project: Project, where: Paths) -> Table:
     """Per score: its gate with the figures, its champion, and what is served."""
     from orchestration import versions, warehouse
     from orchestration.judging import described
-    from serving.generation import read_manifest
+    from serving.generations.generation import read_manifest
 
     table = Table(title="Scores", title_justify="left", show_lines=True)
     for title in ("score", "gate of the newest version", "champion", "as of", "customers published"):

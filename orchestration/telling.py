@@ -13,7 +13,7 @@ from orchestration.addresses import without_secrets
 from orchestration.batches import quarantine_of, table_of
 from orchestration.project import Paths, replaced
 from orchestration.warehouse import Connection
-from serving.sources import FILE, WIDEST, BatchFigures, SourceFigures, SourceReport, read_sources
+from serving.pages.sources import FILE, WIDEST, BatchFigures, SourceFigures, SourceReport, read_sources
 
 DAY = 86_400
 

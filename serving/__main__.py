@@ -22,15 +22,15 @@ from granian.log import LogLevels
 from granian.server import Server
 from litestar import Litestar
 
-from serving import metrics
-from serving.addresses import without_login
 from serving.app import app_from_environment
 from serving.catalogue import Catalogue, shelf_at
-from serving.generation import StoreUnavailable
-from serving.keys import FILE as KEYS
-from serving.keys import KeyFault, any_good
+from serving.generations.addresses import without_login
+from serving.generations.generation import StoreUnavailable
+from serving.generations.pulling import STATUS, pull_every
+from serving.guarding.keys import FILE as KEYS
+from serving.guarding.keys import KeyFault, any_good
 from serving.leaving import leaves_in_peace
-from serving.pulling import STATUS, pull_every
+from serving.watching import metrics
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def _keep_pulling(server: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_after, args=(server,), daemon=True).start()
     while True:
-        subprocess.run([sys.executable, "-m", "serving.pulling"], check=False)
+        subprocess.run([sys.executable, "-m", "serving.generations.pulling"], check=False)
         print("pulling ended; it is started again", file=sys.stderr, flush=True)
         time.sleep(1)
 

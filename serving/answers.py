@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from ml.declarations import WhenStale
-from serving.generation import CustomerScore, Generation
+from serving.generations.generation import CustomerScore, Generation
 
 PROBLEM = "application/problem+json"
 

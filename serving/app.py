@@ -22,30 +22,30 @@ from litestar.openapi.spec import Components, Tag
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import counting
 from serving.answers import PROBLEM, Alive, Problem, Readiness
-from serving.audit import Audit
-from serving.bounds import MOST_JOB_BYTES, Bound, Bounds
 from serving.call_list import call_list_handler
-from serving.callers import caller_of, readiness_for
 from serving.catalogue import Catalogue, Clock, shelf_at
 from serving.customers import customers_handlers
 from serving.docs import LocalSwagger, docs_router, document_handler
 from serving.events import PushedEvents, push_handler
-from serving.generation import StoreUnavailable
-from serving.guard import Answered, guarded, guarding
-from serving.job_api import job_handlers
-from serving.keys import FILE as KEYS
-from serving.known_keys import KnownKeys
+from serving.generations.generation import StoreUnavailable
+from serving.guarding.audit import Audit
+from serving.guarding.bounds import MOST_JOB_BYTES, Bound, Bounds
+from serving.guarding.callers import caller_of, readiness_for
+from serving.guarding.guard import Answered, guarded, guarding
+from serving.guarding.keys import FILE as KEYS
+from serving.guarding.known_keys import KnownKeys
+from serving.jobs.api import job_handlers
 from serving.lookups import short
-from serving.metrics import Shared, folder_of, metrics_handler
 from serving.openapi import SECURITY, operation_id
-from serving.pages import pages
+from serving.pages.handlers import pages
 from serving.plain_lookups import answering_plain_lookups
-from serving.predicting import predict_handlers
+from serving.predicting.api import predict_handlers
 from serving.problems import problem_of
 from serving.scores import scores_handlers
 from serving.versions import performance_handler, versions_handlers
+from serving.watching import counting
+from serving.watching.metrics import Shared, folder_of, metrics_handler
 
 log = logging.getLogger("serving")
 

@@ -18,8 +18,8 @@ from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import Parameter
 
 from serving.answers import MOST_IDS, CallList, RankedCustomer
-from serving.audit import audited_customers
 from serving.catalogue import Catalogue, Served
+from serving.guarding.audit import audited_customers
 from serving.lookups import (
     NOT_SERVED,
     Conflict,

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
-from serving.addresses import without_login
 from serving.answers import FeaturesAnswer, Readiness, ScoreReadiness, ScoreSummary, summarise
-from serving.counting import looked_up
-from serving.generation import StoreUnavailable
-from serving.opening import Lookups
-from serving.pulling import nothing_pulled, pull_fault
+from serving.generations.addresses import without_login
+from serving.generations.generation import StoreUnavailable
+from serving.generations.opening import Lookups
+from serving.generations.pulling import nothing_pulled, pull_fault
+from serving.generations.store import CorruptGeneration, current, declared, open_store, published_scores
+from serving.predicting.scorers import NoScorer, broken_scorer, load_scorer
 from serving.revalidation import Validators
-from serving.scorers import NoScorer, broken_scorer, load_scorer
-from serving.store import CorruptGeneration, current, declared, open_store, published_scores
+from serving.watching.counting import looked_up
 
 if TYPE_CHECKING:
     from ml.on_demand import Scorer
@@ -172,7 +172,7 @@ class Shelf(Protocol):
 
 
 class Folder:
-    """Generations in a folder, as `serving.store` keeps them."""
+    """Generations in a folder, as `serving.generations.store` keeps them."""
 
     waits = False
 
@@ -203,7 +203,7 @@ def shelf_at(root: Path, url: str) -> Shelf:
     """The shelf of SCOREHOUSE_STORE: a Redis, or the folder if it is empty. `StoreUnavailable` if it is neither."""
     if not url:
         return Folder(root)
-    from serving.redis_store import SCHEMES, RedisShelf
+    from serving.generations.redis_store import SCHEMES, RedisShelf
 
     if not url.startswith(SCHEMES):
         raise StoreUnavailable(f"SCOREHOUSE_STORE is '{without_login(url)}'; possible: {'…, '.join(SCHEMES)}…")

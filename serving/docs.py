@@ -13,11 +13,11 @@ from litestar.response.base import ASGIResponse
 from litestar.serialization import encode_json
 from swagger_ui_bundle import swagger_ui_path
 
-from serving.callers import caller_of
 from serving.catalogue import Catalogue
-from serving.feature_schemas import with_contracts
+from serving.guarding.callers import caller_of
 from serving.openapi import mended, with_guard
-from serving.scorers import NoScorer
+from serving.predicting.schemas import with_contracts
+from serving.predicting.scorers import NoScorer
 
 MOST_DOCUMENTS = 8  # in memory, some hundred kilobytes each
 FILES = {  # what /docs/files/ serves of the package

@@ -31,9 +31,9 @@ from litestar.params import Parameter
 
 from serving.answers import PROBLEM, Accepted, Problem
 from serving.bodies import operation_with_body
-from serving.bounds import MOST_BYTES
 from serving.contracts import Contract, faults_of, shortened
 from serving.event_log import Log
+from serving.guarding.bounds import MOST_BYTES
 
 log = logging.getLogger("serving")
 

@@ -9,10 +9,10 @@ from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
 from serving.answers import PROBLEM, Problem
-from serving.callers import caller_of
 from serving.catalogue import Catalogue, Served
-from serving.counting import looked_up
-from serving.generation import StoreUnavailable
+from serving.generations.generation import StoreUnavailable
+from serving.guarding.callers import caller_of
+from serving.watching.counting import looked_up
 
 ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
 CustomerId = Annotated[

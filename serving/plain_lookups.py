@@ -8,8 +8,8 @@ from typing import Any
 
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from serving.callers import caller_of
 from serving.catalogue import Catalogue
+from serving.guarding.callers import caller_of
 from serving.revalidation import Published
 
 ROUTE = "/scores/{score}/customers/{customer_id}"  # as Litestar puts it into the scope

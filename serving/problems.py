@@ -5,7 +5,7 @@ from http import HTTPStatus
 from litestar.exceptions import HTTPException
 
 from serving.answers import Problem
-from serving.callers import Caller
+from serving.guarding.callers import Caller
 
 
 def problem_of(error: HTTPException, caller: Caller) -> Problem:

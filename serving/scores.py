@@ -19,11 +19,11 @@ from serving.answers import (
     Scores,
     ScoreSummary,
 )
-from serving.audit import audited_customers
 from serving.bodies import operation_with_body, read_body
-from serving.callers import caller_of
 from serving.catalogue import Catalogue, Served
-from serving.generation import StoreUnavailable
+from serving.generations.generation import StoreUnavailable
+from serving.guarding.audit import audited_customers
+from serving.guarding.callers import caller_of
 from serving.lookups import (
     NOT_SERVED,
     STORE_DOWN,

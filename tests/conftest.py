@@ -14,7 +14,7 @@ import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from orchestration.project import exclusively
-from serving import store
+from serving.generations import store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "dbt_project"

@@ -215,7 +215,7 @@ def run(life: Life, project: Path, data: Path) -> str:
 @contextlib.contextmanager
 def serving(life: Life) -> Iterator[None]:
     """The API under the live data, to push events to."""
-    from serving.keys import create_key
+    from serving.guarding.keys import create_key
 
     life.key = create_key(life.data / "keys.json", "campaigns", ["events"])[1]
     settings = {"SCOREHOUSE_DATA": str(life.data), "SCOREHOUSE_PORT": str(life.port), "SCOREHOUSE_WORKERS": "1"}

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ml.declarations import Feature
-from serving.store import CustomerScore, Generation, Reason, customer_key, flip, payload, write
+from serving.generations.store import CustomerScore, Generation, Reason, customer_key, flip, payload, write
 
 PUBLISHED = datetime(2024, 3, 5, 6, 0, tzinfo=UTC)
 POINTS = ("mid_write", "mid_features", "mid_ranking", "before_rename", "before_flip", "mid_flip")

@@ -24,10 +24,10 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from ml.values import read_rows
-from serving import store
 from serving.answers import CustomerAnswer, FeaturesAnswer, Problem, Readiness, Scores, ScoreSummary
 from serving.app import create_app
-from serving.store import customer_key, flip, verify
+from serving.generations import store
+from serving.generations.store import customer_key, flip, verify
 from tests import sample_generations
 from tests.sample_generations import publish
 

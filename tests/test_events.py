@@ -36,7 +36,7 @@ from serving import event_log
 from serving import events as pushing
 from serving.answers import Problem
 from serving.app import create_app
-from serving.keys import create_key
+from serving.guarding.keys import create_key
 from tests.conftest import REPOSITORY
 from tests.test_api import eventually, free_port
 from tests.test_declarations import manifest

@@ -13,9 +13,9 @@ from ml.registry import load_card
 from orchestration.cataloguing import _ranges, tell_features
 from orchestration.project import Paths, load_project
 from orchestration.warehouse import open_warehouse
-from serving import store
 from serving.app import create_app
-from serving.feature_catalogue import FILE, FeatureFigures, FeatureReport, read_features
+from serving.generations import store
+from serving.pages.feature_catalogue import FILE, FeatureFigures, FeatureReport, read_features
 from tests.conftest import Run, copy_of
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from serving import store
+from serving.generations import store
 from tests.conftest import LOANS, SAMPLE, Run, copy_of, environment_of, materialize, query
 
 NEWEST = date(2018, 1, 1)

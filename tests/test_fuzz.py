@@ -14,7 +14,7 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from serving.app import create_app
-from serving.keys import create_key
+from serving.guarding.keys import create_key
 from tests.conftest import Run, copy_of
 from tests.sample_generations import publish
 from tests.test_api import serving

@@ -15,8 +15,8 @@ from orchestration import scoring, warehouse
 from orchestration.judging import current_champion
 from orchestration.project import Paths
 from orchestration.publishing import generation_asset, publish
-from serving import store
-from serving.generations import main
+from serving.generations import store
+from serving.generations.__main__ import main
 from tests import sample_generations
 from tests.conftest import REPOSITORY
 from tests.sample_generations import PUBLISHED

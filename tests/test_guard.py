@@ -23,10 +23,10 @@ from litestar.testing import TestClient
 from serving import audit as auditing
 from serving.answers import Problem
 from serving.app import create_app
-from serving.audit import Asked, Audit
-from serving.bounds import Bound, Bounds, TooSlow, bounded
 from serving.contracts import Column, Contract
-from serving.keys import create_key, revoke_key
+from serving.guarding.audit import Asked, Audit
+from serving.guarding.bounds import Bound, Bounds, TooSlow, bounded
+from serving.guarding.keys import create_key, revoke_key
 from tests.sample_generations import publish
 from tests.test_api import eventually, free_port, serving, start
 

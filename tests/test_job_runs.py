@@ -25,9 +25,9 @@ from orchestration import jobs as working
 from orchestration.definitions import define
 from orchestration.instance import open_instance
 from orchestration.project import Paths, paths
-from serving import jobs
 from serving.app import create_app
-from serving.generation import customer_key
+from serving.generations.generation import customer_key
+from serving.jobs import folder as jobs
 from tests.conftest import LOANS, REPOSITORY, Run, environment_of, query
 
 SCORE = "default_risk"

@@ -16,11 +16,11 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from serving import jobs
 from serving.app import create_app
-from serving.bounds import Bound, Bounds
-from serving.callers import ANYBODY, Caller
-from serving.job_answers import JobDetails
+from serving.guarding.bounds import Bound, Bounds
+from serving.guarding.callers import ANYBODY, Caller
+from serving.jobs import folder as jobs
+from serving.jobs.answers import JobDetails
 from tests.sample_generations import FEATURES, PUBLISHED, publish
 from tests.test_api import eventually, serving
 from tests.test_events import largest_file
@@ -174,7 +174,7 @@ def test_the_same_idempotency_key_gives_the_same_job_and_refuses_another(client:
 def test_a_job_belongs_to_its_key_and_an_admin_sees_all(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def asking(name: str, *permissions: Any, scores: frozenset[str] | None = None) -> None:
         caller = Caller(name=name, permissions=frozenset(permissions), scores=scores)
-        monkeypatch.setattr("serving.guard.ANYBODY", caller)
+        monkeypatch.setattr("serving.guarding.guard.ANYBODY", caller)
 
     asking("crm", "jobs")
     mine = submitted(client, **{"Idempotency-Key": "1"})

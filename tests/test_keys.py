@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from serving import keys, known_keys
-from serving.keys import KeyFault, any_good, create_key, read_keys, revoke_key
-from serving.known_keys import KnownKey, KnownKeys
+from serving.guarding import keys, known_keys
+from serving.guarding.keys import KeyFault, any_good, create_key, read_keys, revoke_key
+from serving.guarding.known_keys import KnownKey, KnownKeys
 from tests.conftest import REPOSITORY
 
 TODAY = datetime.now(UTC).date()
@@ -21,7 +21,7 @@ TODAY = datetime.now(UTC).date()
 
 def command(data: Path, *arguments: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "serving.keys", "--data", str(data), *arguments],
+        [sys.executable, "-m", "serving.guarding.keys", "--data", str(data), *arguments],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

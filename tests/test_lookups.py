@@ -12,7 +12,7 @@ from litestar.testing import TestClient
 
 from serving.answers import CustomerScores, LookupAnswer, Problem
 from serving.app import create_app
-from serving.store import flip
+from serving.generations.store import flip
 from tests.sample_generations import publish
 from tests.test_api import eventually
 

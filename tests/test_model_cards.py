@@ -30,7 +30,7 @@ from orchestration.project import Paths
 from reports import pictures
 from reports.model_card import model_card
 from serving.app import create_app
-from serving.model_cards import PAGE, VersionCard, card_file, read_versions
+from serving.pages.model_cards import PAGE, VersionCard, card_file, read_versions
 from tests.sample_generations import publish
 from tests.small_data import a_candidate, a_model, a_score
 

@@ -15,9 +15,9 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from serving.app import create_app
-from serving.sources import BatchFigures, SourceFigures, SourceReport
-from serving.store import CustomerScore, Reason, flip, payload, write
-from serving.views import Step, limits
+from serving.generations.store import CustomerScore, Reason, flip, payload, write
+from serving.pages.sources import BatchFigures, SourceFigures, SourceReport
+from serving.pages.views import Step, limits
 from tests.sample_generations import PUBLISHED, a_generation, publish
 
 Client = TestClient[Litestar]

@@ -15,7 +15,7 @@ from ml.metrics import METRICS, Kind
 from ml.realised import Cause, Performance, RealisedDate, RealisedMetric
 from reports.performance import performance_page
 from serving.app import create_app
-from serving.performance import Written
+from serving.pages.performance import Written
 from tests.sample_generations import publish
 from tests.test_drift_report import Page
 

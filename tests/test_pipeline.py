@@ -18,8 +18,8 @@ import duckdb
 import pytest
 from litestar.testing import TestClient
 
-from serving import store
 from serving.app import create_app
+from serving.generations import store
 from tests.conftest import LOANS, REPOSITORY, SAMPLE, Run, copy_of, environment_of, materialize, query, served_rows
 
 SCORE = "default_risk"

@@ -23,13 +23,13 @@ from orchestration import scoring, warehouse
 from orchestration.judging import current_champion
 from orchestration.project import Paths
 from orchestration.publishing import publish as publish_score
-from serving import store
 from serving.app import create_app
-from serving.feature_schemas import features_schema
-from serving.generation import StoreUnavailable
-from serving.opening import Store
-from serving.predict_requests import wrong_values
-from serving.prediction_answers import ContractAnswer, PredictionsAnswer
+from serving.generations import store
+from serving.generations.generation import StoreUnavailable
+from serving.generations.opening import Store
+from serving.predicting.answers import ContractAnswer, PredictionsAnswer
+from serving.predicting.requests import wrong_values
+from serving.predicting.schemas import features_schema
 from tests.sample_generations import publish
 from tests.small_data import a_model, a_score, a_warehouse
 from tests.test_api import eventually

@@ -20,7 +20,7 @@ from orchestration.project import Paths
 from orchestration.published_rows import customers, newest_predictions, ranking
 from orchestration.publishing import publish
 from orchestration.scoring import _make_table
-from serving.store import CustomerScore, Generation, PublicationError, Reason, payload
+from serving.generations.store import CustomerScore, Generation, PublicationError, Reason, payload
 from tests.sample_generations import a_generation
 from tests.small_data import a_score, a_warehouse
 

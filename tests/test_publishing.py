@@ -19,8 +19,8 @@ from orchestration.parity import PublishedDiffers
 from orchestration.project import Paths
 from orchestration.publishing import generation_asset, publish
 from orchestration.training_sets import ScoringError
-from serving import store
 from serving.app import create_app
+from serving.generations import store
 from tests.small_data import a_score, a_warehouse
 
 SCORE = a_score()

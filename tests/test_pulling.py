@@ -18,13 +18,13 @@ import msgspec
 import pytest
 from litestar.testing import TestClient
 
-from serving import store
 from serving.__main__ import main
 from serving.app import create_app
-from serving.carrying import push
-from serving.generation import PublicationError
-from serving.pulling import STATUS, Puller, PullStatus
-from serving.withdrawing import roll_back
+from serving.generations import store
+from serving.generations.carrying import push
+from serving.generations.generation import PublicationError
+from serving.generations.pulling import STATUS, Puller, PullStatus
+from serving.generations.withdrawing import roll_back
 from tests.sample_generations import PUBLISHED, publish
 from tests.test_api import Server, eventually, free_port
 from tests.test_remote_files import bucket, s3_server
@@ -340,7 +340,7 @@ def pullers(server: int) -> list[int]:
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     children = {int(pid) for pid, parent, _ in rows if int(parent) == server}
-    return [int(pid) for pid, parent, told in rows if int(parent) in children and "serving.pulling" in told]
+    return [int(pid) for pid, parent, told in rows if int(parent) in children and "serving.generations.pulling" in told]
 
 
 def test_a_server_pulls_and_a_killed_puller_is_started_again_and_ends_with_its_server(
@@ -371,7 +371,7 @@ def test_a_puller_killed_in_the_middle_of_a_copy_leaves_the_old_generation_servi
     file.unlink()
     os.mkfifo(file)  # whoever reads it waits
     environment = {**os.environ, "SCOREHOUSE_DATA": str(host.parent), "SCOREHOUSE_PULL_FROM": str(shelf)}
-    with subprocess.Popen([sys.executable, "-m", "serving.pulling"], env=environment) as puller:
+    with subprocess.Popen([sys.executable, "-m", "serving.generations.pulling"], env=environment) as puller:
         eventually(lambda: any((host / "churn").glob(".staging-g2-*")), 20)
         time.sleep(0.1)
         puller.kill()

@@ -30,7 +30,7 @@ from orchestration.realised import measure
 from orchestration.retraining import decide
 from orchestration.training_sets import ScoringError, training_set_file
 from orchestration.warehouse import Connection, open_warehouse
-from serving.performance import read_performance
+from serving.pages.performance import read_performance
 from tests.small_data import TRAINED_AT, a_model, a_score
 
 CUSTOMERS = 800

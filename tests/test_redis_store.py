@@ -16,13 +16,13 @@ import pytest
 import redis
 from litestar.testing import TestClient
 
-from serving import redis_publishing, redis_store, store
 from serving.__main__ import describe
 from serving.app import create_app
-from serving.carrying import carry, push
-from serving.generation import PublicationError, StoreUnavailable
-from serving.generations import main
-from serving.redis_store import RedisShelf
+from serving.generations import redis_publishing, redis_store, store
+from serving.generations.__main__ import main
+from serving.generations.carrying import carry, push
+from serving.generations.generation import PublicationError, StoreUnavailable
+from serving.generations.redis_store import RedisShelf
 from tests.sample_generations import PUBLISHED, publish
 from tests.test_api import eventually, free_port
 
@@ -168,7 +168,7 @@ def test_customers_are_ranked_in_redis_as_in_the_file(there: Any, root: Path) ->
 PUBLISHER = """
 import sys, time
 from pathlib import Path
-from serving import redis_publishing
+from serving.generations import redis_publishing
 point, root, url = sys.argv[1:]
 def stop(*_, **__):
     print(point, flush=True)

@@ -241,7 +241,7 @@ def test_the_drift_of_a_category_is_that_of_its_likeliest_class(
 
 
 def test_a_prediction_that_is_no_number_is_not_published() -> None:
-    from serving.store import CustomerScore, PublicationError, payload
+    from serving.generations.store import CustomerScore, PublicationError, payload
 
     customer = CustomerScore(
         score="leaving", customer_id="1", value=0.5, band="soon", reasons=[], as_of_date=DATES[0],

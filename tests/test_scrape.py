@@ -11,7 +11,7 @@ from litestar.testing import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.app import create_app
-from serving.counting import predicted
+from serving.watching.counting import predicted
 from tests.conftest import REPOSITORY
 from tests.sample_generations import publish
 from tests.test_api import Client, eventually, serving

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from serving import lmdb_file
-from serving.generation import read_manifest, sha256_of
-from serving.store import (
+from serving.generations import lmdb_file
+from serving.generations.generation import read_manifest, sha256_of
+from serving.generations.store import (
     BadCustomerId,
     CorruptGeneration,
     CustomerScore,
@@ -410,7 +410,9 @@ def test_a_current_that_names_no_folder_is_refused(root: Path) -> None:
 def test_prunes_of_two_publishers_do_not_mind_each_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("g1", "g2"):
         publish(root, name)
-    monkeypatch.setattr("serving.store.generations_of", lambda home: ["g0", "g1", "g2"])  # the other removes g0 now
+    monkeypatch.setattr(
+        "serving.generations.store.generations_of", lambda home: ["g0", "g1", "g2"]
+    )  # the other removes g0 now
     assert prune(root, "churn", keep=1) == ["g0", "g1"]
     assert sorted(path.name for path in (root / "churn").iterdir()) == ["CURRENT", "g2"]
 
@@ -498,7 +500,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         files.append(file.name)
         return sha256_of(file)
 
-    monkeypatch.setattr("serving.verified.sha256_of", counted)
+    monkeypatch.setattr("serving.generations.verified.sha256_of", counted)
     return files
 
 

@@ -25,7 +25,7 @@ from orchestration.project import DBT, ProjectError, load_project, paths, prepar
 from orchestration.publishing import published_key
 from orchestration.transforming import Dbt, dbt_resource, transformed_assets
 from orchestration.warehouse import exists, one, open_warehouse
-from serving.store import customer_key
+from serving.generations.store import customer_key
 from tests.conftest import LOANS, REPOSITORY, SAMPLE
 
 pytestmark = pytest.mark.slow

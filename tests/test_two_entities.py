@@ -6,8 +6,8 @@ from urllib.parse import quote
 import pytest
 from litestar.testing import TestClient
 
-from serving import store
 from serving.app import create_app
+from serving.generations import store
 from tests.conftest import Run, query
 
 # Score -> the columns of its entity, and the feature model that has them.

@@ -18,7 +18,7 @@ from orchestration import scoring, warehouse
 from orchestration.judging import current_champion
 from orchestration.project import Paths
 from orchestration.publishing import publish
-from serving.store import BadCustomerId
+from serving.generations.store import BadCustomerId
 from tests.small_data import a_score, a_warehouse
 
 MANY = "create or replace table many as select range as n from range(10_000)"
