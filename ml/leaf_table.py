@@ -5,16 +5,14 @@ does what each feature has to do with it. That is worked out once for each leaf,
 a row then costs a lookup per tree.
 """
 
-import json
 import math
-import tempfile
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+
+from ml.trees import as_json, made_up_rows, splits
 
 if TYPE_CHECKING:
     from catboost import CatBoost
@@ -65,12 +63,12 @@ def leaf_table(booster: "CatBoost") -> LeafTable:
     if not _is_affordable(booster, len(without)):
         # By itself CatBoost would make a table of its own for each batch of many rows, several times as large.
         return LeafTable(booster, without, None, "NoPreCalc")
-    model = _as_json(booster)
-    rows = _made_up_rows(model)
+    model = as_json(booster)
+    rows = made_up_rows(model, CHECKED)
     theirs = shap_values(booster, rows)
     by_catboost = LeafTable(booster, theirs[0, :, -1], None)
     trees = model.get("oblivious_trees")
-    if trees is None or any(split["split_type"] != "FloatFeature" for tree in trees for split in _splits(tree)):
+    if trees is None or any(split["split_type"] != "FloatFeature" for tree in trees for split in splits(tree)):
         return by_catboost
     expected = np.zeros(theirs.shape[1]) + booster.get_scale_and_bias()[1]
     tables, by_weights_of_training = [], True
@@ -79,7 +77,7 @@ def leaf_table(booster: "CatBoost") -> LeafTable:
         leaf = np.array(tree["leaf_values"], dtype=np.float64).reshape(len(weights), -1)
         by_weights_of_training &= not leaf[weights == 0].any()
         known = _by_known_levels(leaf, weights)
-        features = [split["float_feature_index"] for split in _splits(tree)]
+        features = [split["float_feature_index"] for split in splits(tree)]
         distinct = tuple(dict.fromkeys(features))
         shares = _shares(tuple(distinct.index(feature) for feature in features))
         added = np.tensordot(shares, known, 1).transpose(0, 2, 1)
@@ -184,28 +182,3 @@ def _shares(feature_of_level: tuple[int, ...]) -> "NDArray[np.float64]":
             else:
                 shares[one, place] = -1 / (features * math.comb(features - 1, len(members)))
     return shares
-
-
-def _as_json(booster: "CatBoost") -> dict[str, Any]:
-    """The booster's trees, which CatBoost tells of all classes in JSON alone, and only in a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.json"
-        booster.save_model(str(file), format="json")
-        model: dict[str, Any] = json.loads(file.read_bytes())
-    return model
-
-
-def _splits(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """The splits of a tree, from the leaves up. CatBoost writes null for those of a tree that has none."""
-    return tree["splits"] or []
-
-
-def _made_up_rows(model: dict[str, Any]) -> "NDArray[np.float32]":
-    """A few rows whose values lie on either side of the splits, nulls among them."""
-    chance = np.random.default_rng(0)
-    columns = []
-    for feature in model["features_info"]["float_features"]:
-        borders: Sequence[float] = feature.get("borders") or [0.0]
-        possible = np.array([np.nan, *borders, borders[-1] + 1], dtype=np.float32)
-        columns.append(chance.choice(possible, CHECKED))
-    return np.array(columns, dtype=np.float32).T

@@ -19,6 +19,7 @@ from ml.few_rows import FewRowsEncoder, encode_few, few_rows_encoder
 from ml.prediction import Judged, by_class, judged
 from ml.registry import Model
 from ml.sentences import sentence, subject
+from ml.trees import Trees, trees_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +35,8 @@ class Scorer(msgspec.Struct, frozen=True, kw_only=True):
     """A model, and what its generation says of how its scores are told. Made by `make_scorer`.
 
     `knots` are scores and percentiles to interpolate between, of a category by class, else under ""; none where they
-    are not known. `top` is how many reasons the score's owner has told.
+    are not known. `few` and `trees` do for a few rows; without `trees` CatBoost is asked. `top` is how many reasons the
+    score's owner has told.
     """
 
     model: Model
@@ -43,6 +45,7 @@ class Scorer(msgspec.Struct, frozen=True, kw_only=True):
     knots: "dict[str, Knots]"
     top: int
     few: FewRowsEncoder
+    trees: Trees | None
     subjects: dict[str, str]
 
 
@@ -66,6 +69,7 @@ def make_scorer(
         knots={of: _knots(values) for of, values in quantiles.items()},
         top=top,
         few=few_rows_encoder(model.card.encoder, features),
+        trees=trees_of(model.booster),
         subjects={feature.name: subject(feature.name, feature.description) for feature in features},
     )
 
@@ -104,7 +108,7 @@ def predict_few(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> list[dict[
 
     Raises `WrongValues` with all that is wrong with the rows.
     """
-    found = judged(scorer.model, encode_few(scorer.few, rows), scorer.bands)
+    found = judged(scorer.model, encode_few(scorer.few, rows), scorer.bands, scorer.trees)
     told = [
         {
             "value": value,

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from ml import explanation
 from ml.calibration import Calibration, calibrated
 from ml.encoding import EncodingError, encode
+from ml.trees import Trees, raw_scores_of_few
 
 if TYPE_CHECKING:
     from catboost import CatBoost
@@ -68,11 +69,12 @@ def score_rows(model: "Model", rows: "pa.Table | pa.RecordBatch") -> "NDArray[np
     return _scores(model, encode(model.card.encoder, rows))
 
 
-def _scores(model: "Model", matrix: "NDArray[np.float32]") -> "NDArray[np.float64]":
+def _scores(model: "Model", matrix: "NDArray[np.float32]", trees: Trees | None = None) -> "NDArray[np.float64]":
     card = model.card
     if not len(matrix):
         return np.empty((0, len(card.classes)) if card.kind == "category" else 0)
-    return outcomes(card.kind, raw_scores(model.booster, matrix), card.lowest, card.calibration)
+    raw = raw_scores(model.booster, matrix) if trees is None else raw_scores_of_few(trees, matrix)
+    return outcomes(card.kind, raw, card.lowest, card.calibration)
 
 
 def score_batch(model: "Model", score: "Score", rows: pa.RecordBatch, scored_at: datetime) -> pa.RecordBatch:
@@ -112,9 +114,14 @@ def score_batch(model: "Model", score: "Score", rows: pa.RecordBatch, scored_at:
     )
 
 
-def judged(model: "Model", matrix: "NDArray[np.float32]", bands: Mapping[str, float]) -> Judged:
-    """What is said of the rows of an encoded matrix; `bands` are of no matter to a category."""
-    scores = _scores(model, matrix)
+def judged(
+    model: "Model", matrix: "NDArray[np.float32]", bands: Mapping[str, float], trees: Trees | None = None
+) -> Judged:
+    """What is said of the rows of an encoded matrix; `bands` are of no matter to a category.
+
+    Of a few rows the `trees` of the model, if they are given, tell the same ten times as fast as CatBoost.
+    """
+    scores = _scores(model, matrix, trees)
     if model.card.kind != "category":
         return Judged(scores, *_placed(scores, bands), None)
     likeliest = scores.argmax(axis=1)

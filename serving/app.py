@@ -39,8 +39,9 @@ from serving.jobs.api import job_handlers
 from serving.lookups import short
 from serving.openapi import SECURITY, operation_id
 from serving.pages.handlers import pages
-from serving.plain_lookups import answering_plain_lookups
+from serving.plain import answering_plainly
 from serving.predicting.api import predict_handlers
+from serving.predicting.predictor import Predictor
 from serving.problems import problem_of
 from serving.scores import scores_handlers
 from serving.versions import performance_handler, versions_handlers
@@ -101,6 +102,7 @@ def create_app(
     shelf = shelf_at(data / "generations", store)
     catalogue = Catalogue(data / "generations", shelf=shelf, clock=clock, look_every=look_every)
     shared = Shared(counts, catalogue)
+    predictor = Predictor(catalogue)
     pushed = PushedEvents(data / "events")
     keys = KnownKeys(data / KEYS, workers)
     audit = Audit(data / "logs" / "audit", audit_days) if audit_days else None
@@ -121,7 +123,7 @@ def create_app(
             performance_handler(catalogue, reports),
             *health_handlers(catalogue),
             *versions_handlers(catalogue, reports),
-            *predict_handlers(catalogue),
+            *predict_handlers(catalogue, predictor),
             push_handler(pushed),
             *job_handlers(catalogue, data / "jobs"),
             metrics_handler(catalogue, shared),
@@ -155,7 +157,7 @@ def create_app(
         ),
     )
     app.asgi_handler = guarded(
-        _answering_head(_telling_all_methods(app, answering_plain_lookups(app.asgi_handler, catalogue))),
+        _answering_head(_telling_all_methods(app, answering_plainly(app.asgi_handler, catalogue, predictor))),
         keys,
         known_scores=lambda: catalogue.scores,
         bounds=bounds,

@@ -20,6 +20,7 @@ from litestar.params import Parameter
 from serving.answers import MOST_IDS, CallList, RankedCustomer
 from serving.catalogue import Catalogue, Served
 from serving.guarding.audit import audited_customers
+from serving.guarding.callers import caller_of
 from serving.lookups import (
     NOT_SERVED,
     Conflict,
@@ -101,7 +102,7 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         cursor: After = None,
         format: Form = None,
     ) -> Response[Any]:
-        served = score_to_look_up(catalogue, score, request)
+        served = score_to_look_up(catalogue, score, caller_of(request.scope))
         if not request.scope["raw_path"].partition(b"?")[0].endswith(b"/customers"):
             # Somebody looks up an id that is empty, or has slashes alone, and is not to be sent all others.
             unknown_customer(served, id_as_sent(request, 4))
@@ -117,7 +118,7 @@ def call_list_handler(catalogue: Catalogue) -> HTTPRouteHandler:
         total = _size(served, band)
         rows = served.ranked(band, start, limit)
         end = start + len(rows)
-        audited_customers(request, len(rows))
+        audited_customers(request.scope, len(rows))
         next_page = _text(_Cursor(served.name, band, end)) if end < total else None
         headers = {}
         if next_page is not None:

@@ -12,6 +12,7 @@ from litestar.response.base import ASGIResponse
 
 from serving.answers import CustomerScores, FeaturesAnswer
 from serving.catalogue import Catalogue
+from serving.guarding.callers import caller_of
 from serving.lookups import (
     NOT_SERVED,
     UNKNOWN,
@@ -44,7 +45,7 @@ def customers_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         if not score:
             known = list(catalogue.scores)
             raise ValidationException(detail="Of which score? Ask with ?score=<name>.", extra={"known_scores": known})
-        served = score_to_look_up(catalogue, score, request)
+        served = score_to_look_up(catalogue, score, caller_of(request.scope))
         if not served.generation.features:
             detail = (
                 f"Generation {served.name} of score '{score}' was published without features; the next one that is"

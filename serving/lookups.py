@@ -11,7 +11,7 @@ from litestar.params import Parameter
 from serving.answers import PROBLEM, Problem
 from serving.catalogue import Catalogue, Served
 from serving.generations.generation import StoreUnavailable
-from serving.guarding.callers import caller_of
+from serving.guarding.callers import Caller
 from serving.watching.counting import looked_up
 
 ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
@@ -43,10 +43,10 @@ NOT_SERVED = problem_spec(
 STORE_DOWN = problem_spec("The store of scores can't be asked just now.")
 
 
-def served_score(catalogue: Catalogue, score: str, request: Request[Any, Any, Any]) -> Served:
+def served_score(catalogue: Catalogue, score: str, caller: Caller) -> Served:
     """What is served of a score to who asks. Raises the problem to answer with if nothing is."""
     known = list(catalogue.scores)
-    if not caller_of(request.scope).may_see(score):
+    if not caller.may_see(score):
         raise unknown_score(score, known)
     served = catalogue.scores.get(score)
     if served is not None:
@@ -64,9 +64,9 @@ def unknown_score(score: str, known: list[str]) -> NotFoundException:
     return NotFoundException(detail=f"Unknown score '{short(score)}'.", extra={"known_scores": known})
 
 
-def score_to_look_up(catalogue: Catalogue, score: str, request: Request[Any, Any, Any]) -> Served:
+def score_to_look_up(catalogue: Catalogue, score: str, caller: Caller) -> Served:
     """What is served of a score, for an answer about its customers. Raises also where it is stale and refused then."""
-    served = served_score(catalogue, score, request)
+    served = served_score(catalogue, score, caller)
     if (refusal := served.refusal()) is not None:
         raise ServiceUnavailableException(detail=refusal)
     return served

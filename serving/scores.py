@@ -97,7 +97,7 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         responses={404: UNKNOWN_SCORE, 503: NOT_SERVED},
     )
     def one_score(request: Request[Any, Any, Any], score: ScoreName) -> ScoreSummary:
-        return served_score(catalogue, score, request).summary()
+        return served_score(catalogue, score, caller_of(request.scope)).summary()
 
     @get(
         "/scores/{score:str}/customers/{customer_id:path}",
@@ -114,7 +114,7 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
         },
     )
     def one_customer(request: Request[Any, Any, Any], score: ScoreName, customer_id: CustomerId) -> Published:
-        served = score_to_look_up(catalogue, score, request)
+        served = score_to_look_up(catalogue, score, caller_of(request.scope))
         customer_id = id_as_sent(request, 4)
         body = served.customer(customer_id)
         if body is None:
@@ -137,9 +137,10 @@ def scores_handlers(catalogue: Catalogue) -> list[HTTPRouteHandler]:
     )
     async def lookup(request: Request[Any, Any, Any], score: ScoreName) -> ASGIResponse:
         asked = read_body(await request.body(), _lookup)
-        served = score_to_look_up(catalogue, score, request)  # after the last await: from here on nothing replaces it
+        # After the last await: from here on nothing replaces it.
+        served = score_to_look_up(catalogue, score, caller_of(request.scope))
         found, missing = await catalogue.read(served.customers, [str(one) for one in asked.ids])
-        audited_customers(request, len(asked.ids))
+        audited_customers(request.scope, len(asked.ids))
         named = b'{"score":%b,"generation":%b,"scores":[' % (encode(score), encode(served.name))
         body = b"".join([named, b",".join(found), b'],"missing":', encode(missing), b"}"])
         return ASGIResponse(body=body, media_type=MediaType.JSON)

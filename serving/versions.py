@@ -12,6 +12,7 @@ from litestar.params import Parameter
 
 from ml.realised import Performance
 from serving.catalogue import Catalogue
+from serving.guarding.callers import caller_of
 from serving.lookups import NOT_SERVED, ScoreName, id_as_sent, problem_spec, served_score, short, unknown_score
 from serving.pages.model_cards import DATA, VersionCard, Versions, all_versions, card_file, read_versions
 from serving.pages.performance import read_performance
@@ -79,7 +80,7 @@ def performance_handler(catalogue: Catalogue, reports: Path) -> HTTPRouteHandler
         responses={404: UNTOLD, 503: NOT_SERVED},
     )
     async def performance(request: Request[Any, Any, Any], score: ScoreName) -> Performance:
-        served_score(catalogue, score, request)
+        served_score(catalogue, score, caller_of(request.scope))
         found = await asyncio.to_thread(read_performance, reports, score)
         if found is None:
             raise NotFoundException(detail=f"Nothing is told of the performance of '{score}' yet: the next run does.")

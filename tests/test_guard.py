@@ -20,10 +20,10 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from serving import audit as auditing
 from serving.answers import Problem
 from serving.app import create_app
 from serving.contracts import Column, Contract
+from serving.guarding import audit as auditing
 from serving.guarding.audit import Asked, Audit
 from serving.guarding.bounds import Bound, Bounds, TooSlow, bounded
 from serving.guarding.keys import create_key, revoke_key

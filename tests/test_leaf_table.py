@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ml import leaf_table as tables
 from ml.leaf_table import CHUNK, added_by_features, leaf_table, shap_values
+from ml.trees import as_json
 
 QUIET: dict[str, Any] = {"allow_writing_files": False, "logging_level": "Silent", "boosting_type": "Plain"}
 
@@ -72,7 +73,7 @@ def test_a_tree_that_splits_nothing_adds_nothing() -> None:
 @pytest.mark.parametrize("loss", ["Logloss", "RMSE", "MultiClass"])
 def test_a_tree_that_found_no_split_among_few_features_adds_nothing(loss: str) -> None:
     booster = a_booster(loss=loss, rsm=0.05)
-    assert any(tree["splits"] is None for tree in tables._as_json(booster)["oblivious_trees"]), "as CatBoost writes it"
+    assert any(tree["splits"] is None for tree in as_json(booster)["oblivious_trees"]), "as CatBoost writes it"
     matrix = some_numbers(20, 1)
     np.testing.assert_allclose(looked_up(booster, matrix), shap_values(booster, matrix)[:, :, :-1], rtol=0, atol=1e-7)
 
@@ -120,7 +121,7 @@ def test_a_model_too_large_for_a_table_is_explained_alike_by_catboost_and_none_i
     ours = looked_up(booster, matrix)
     expected = leaf_table(booster).expected
     monkeypatch.setattr(tables, limit, 1_000_000)
-    monkeypatch.delattr(tables, "_as_json")
+    monkeypatch.delattr(tables, "as_json")
     table = leaf_table(booster)
     assert table.trees is None
     np.testing.assert_allclose(table.expected, expected, rtol=0, atol=1e-7)

@@ -96,6 +96,32 @@ def told(client: Client, rows: Sequence[Any], status: int = 200, reasons: bool =
 # --- The same number
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"rows": [{"features": FEATURES, "id": "new"}]},
+        {"rows": [{"customer_id": "7", "overrides": {"spend": None}}, {"features": FEATURES}]},
+        {"rows": [{"customer_id": "7"}], "reasons": True},
+        {"rows": [{"features": FEATURES | {"days_away": "soon"}}]},
+        {"rows": [{"customer_id": "nobody"}]},
+        {"rows": []},
+        [],
+    ],
+)
+def test_a_prediction_is_answered_before_litestar_as_the_handler_answers_it(client: Client, body: Any) -> None:
+    plain, of_the_handler = (client.post(path, json=body) for path in (PREDICT, f"{PREDICT}?by=handler"))
+    assert plain.status_code == of_the_handler.status_code
+    assert plain.headers == of_the_handler.headers
+    assert plain.content == of_the_handler.content
+
+
+def test_predictions_do_without_the_handler(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the test above compares two ways, and not one with itself."""
+    monkeypatch.setattr("serving.predicting.api.caller_of", lambda *_: 1 / 0)
+    assert told(client, [{"features": FEATURES}])["predictions"]
+    assert client.post(f"{PREDICT}?by=handler", json={"rows": [{"features": FEATURES}]}).status_code == 500
+
+
 def test_every_published_customer_is_predicted_to_the_bit_with_band_probabilities_and_reasons(
     shop: Path, client: Client
 ) -> None:

@@ -53,9 +53,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     client: str | None
 
 
-def audited_customers(request: Any, customers: int) -> None:
-    """Has the log tell of how many customers a request was, where its address does not."""
-    request.scope["customers"] = customers
+def audited_customers(scope: Any, customers: int) -> None:
+    """Has the log tell of how many customers a request, given its ASGI scope, was, where its address does not."""
+    scope["customers"] = customers
 
 
 def line_of(asked: Asked) -> Line:

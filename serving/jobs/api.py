@@ -141,7 +141,7 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
         ] = None,
     ) -> Response[JobDetails]:
         caller = caller_of(request.scope)
-        served = served_score(catalogue, score, request)
+        served = served_score(catalogue, score, caller)
         generation = served.generation
         announced = int(length) if (length := request.headers.get("content-length", "")).isdigit() else None
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
