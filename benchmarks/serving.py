@@ -58,11 +58,8 @@ def side(work: str, data: Path, *arguments: object) -> Measured:
     return {**json.loads(said.splitlines()[-1]), "gigabytes": gigabytes}
 
 
-def a_key(data: Path, notes: Measured) -> dict[str, str]:
-    """Headers with a key to read and predict; none where the product has no keys."""
-    if not (form.REPOSITORY / "serving" / "keys.py").exists():
-        notes["lookups are without a key: there are none yet"] = 0.0
-        return {}
+def a_key(data: Path) -> dict[str, str]:
+    """Headers with a key to read and predict."""
     command = [sys.executable, "-P", "-m", "serving.guarding.keys", "--data", str(data), "create", "bench"]
     said, _, _ = form.run([*command, "--may", "read predict"])
     return {"Authorization": f"Bearer {re.findall(r'sh_[^ ]+', said)[-1].strip()}"}
@@ -273,7 +270,7 @@ def main() -> None:
         figures = publishing(data, full, notes)
         bare_ms = side("train", data)["p50_ms"]
         figures += start_up(data)
-        headers = a_key(data, notes)
+        headers = a_key(data)
         with ours(data) as server:
             with bare(data) as floor:
                 figures += lookups(server, floor, headers, full, notes)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Knots = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
 
-FEW = 5  # rows that an event loop may wait for: half a millisecond
+FEW = 15  # rows that an event loop may wait for: half a millisecond
 
 REASON = pa.struct([*explanation.REASON, pa.field("text", pa.string())])
 
