@@ -128,18 +128,23 @@ def lookups_of_many(server: Server, headers: dict[str, str], data: Path, full: b
 
 
 def predictions(
-    server: Server, headers: dict[str, str], data: Path, bare_ms: float, full: bool, notes: Measured
+    server: Server, floor: Server, headers: dict[str, str], data: Path, bare_ms: float, full: bool, notes: Measured
 ) -> Figures:
-    """The p50 of predicting one row on one connection, against CatBoost's `predict` of it."""
+    """The p50 of predicting one row on one connection, against CatBoost's `predict` of it, which hears no request."""
     path, body = f"/scores/{PREDICTED}/predict", (data / "predict.json").read_text()
     if is_missing(server, path, body, headers, notes):
         return []
     script = load.posting(path, [body], headers)
-    took = load.alternated([server], [script], connections=1, seconds=SECONDS[full], rounds=ROUNDS[full])[0]
+    took, of_floor = load.alternated(
+        [server, floor], [script] * 2, connections=1, seconds=SECONDS[full], rounds=ROUNDS[full]
+    )
     notes["predictions a second on one connection"] = took["per_second"]
     notes["p99 of a prediction, ms"] = took["p99_ms"]
-    name = "p50 of a prediction; CatBoost's predict of the row"
-    return [form.figure(name, took["p50_ms"], bare_ms, AIM_PREDICT, unit="ms")]
+    p50, floor_p50 = took["p50_ms"], of_floor["p50_ms"]
+    return [
+        form.figure("p50 of a prediction; CatBoost's predict of the row", p50, bare_ms, AIM_PREDICT, unit="ms"),
+        form.figure("p50 of a prediction; a bare ASGI app's of its body", p50, floor_p50, None, unit="ms"),
+    ]
 
 
 def is_missing(server: Server, path: str, body: str, headers: dict[str, str], notes: Measured) -> bool:
@@ -274,8 +279,8 @@ def main() -> None:
         with ours(data) as server:
             with bare(data) as floor:
                 figures += lookups(server, floor, headers, full, notes)
+                figures += predictions(server, floor, headers, data, bare_ms, full, notes)
             figures += lookups_of_many(server, headers, data, full, notes)
-            figures += predictions(server, headers, data, bare_ms, full, notes)
             figures += publication(server, headers, data, full, notes)
             if python:
                 figures += beside_feast(server, headers, data, python, full, notes)

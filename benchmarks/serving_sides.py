@@ -209,14 +209,16 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 def floor_app() -> Callable[..., Awaitable[None]]:
-    """A bare ASGI app that answers each request with the bytes of a customer."""
+    """A bare ASGI app that answers each request with the bytes of a customer, once it has heard what is posted."""
     body = a_payload(a_generation("g1", SCORE), an_id(0))[:-1] + b',"stale":false}'
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     start = {"type": "http.response.start", "status": 200, "headers": headers}
     rest = {"type": "http.response.body", "body": body}
 
-    async def app(scope: dict[str, Any], receive: object, send: Send) -> None:
+    async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
         if scope["type"] == "http":
+            while scope["method"] == "POST" and (await receive()).get("more_body"):
+                pass
             await send(start)
             await send(rest)
 
