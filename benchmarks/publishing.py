@@ -162,7 +162,7 @@ def published(folder: Path) -> Measured:
     """Customers a second that `publish` brings from the warehouse to applications."""
     from orchestration import warehouse
     from orchestration.publishing import publish
-    from serving import store  # noqa: F401  (imports do not grow with the rows)
+    from serving.generations import store  # noqa: F401  (imports do not grow with the rows)
 
     project, score = the_project()
     shutil.rmtree(places(folder).generations, ignore_errors=True)
