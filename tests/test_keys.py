@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.generations import store
 from serving.guarding import keys, known_keys
 from serving.guarding.keys import KeyFault, any_good, create_key, read_keys, revoke_key
 from serving.guarding.known_keys import KnownKey, KnownKeys
@@ -96,6 +97,16 @@ def test_what_cannot_be_is_one_clear_line(
     printed = in_process(tmp_path, monkeypatch, capsys, *arguments)
     assert printed.startswith(f"keys: {told}") and "\n" not in printed
     assert (tmp_path / "keys.json").read_bytes() == before
+
+
+def test_a_score_that_is_not_declared_is_told_and_the_key_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.declare(tmp_path / "generations", ["churn", "value"])
+    assert "No score" not in in_process(tmp_path, monkeypatch, capsys, "create", "crm", "--scores", "churn")
+    said = in_process(tmp_path, monkeypatch, capsys, "create", "shop", "--scores", "chrun value")
+    assert "No score is called chrun yet (there are: churn, value)" in said
+    assert [set(key.scores or ()) for key in read_keys(tmp_path / keys.FILE)] == [{"churn"}, {"chrun", "value"}]
 
 
 def test_a_revoked_name_may_be_given_again_and_revoking_takes_the_key_that_is_good(

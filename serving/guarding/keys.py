@@ -22,6 +22,7 @@ from typing import get_args
 import msgspec
 
 from serving.durable import sync
+from serving.generations.store import declared
 from serving.guarding.callers import Permission
 
 FILE = "keys.json"
@@ -224,6 +225,12 @@ def main() -> None:
                 expires=_day(asked.expires) if asked.expires else None,
             )
             print(_listed([key]), f"Keep this, it is not shown again:\n{shown}", sep="\n\n")
+            there = declared(Path(asked.data) / "generations")
+            if unknown := sorted(set(key.scores or ()) - there):
+                print(
+                    f"\nNo score is called {', '.join(unknown)} yet (there are: {', '.join(sorted(there)) or 'none'});"
+                    " if that is no mistake, the key is good for it once it is published."
+                )
         elif asked.command == "list":
             print(_listed(read_keys(file)))
         else:
