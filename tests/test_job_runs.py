@@ -3,10 +3,13 @@
 import csv
 import io
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from serving.app import create_app
 from serving.generations.generation import customer_key
 from serving.jobs import folder as jobs
 from tests.conftest import LOANS, REPOSITORY, Run, environment_of, query
+from tests.test_api import eventually
 
 SCORE = "default_risk"
 NEWEST = "2024-07-01"
@@ -363,3 +367,54 @@ def test_make_jobs_works_off_what_waits_without_dagsters_daemon(bank: Bank, tmp_
     assert "2 jobs worked off, 0 failed." in done.stdout
     assert [bank.told(job)["state"] for job in jobs_of_two] == ["done", "done"]
     assert bank.look() == []
+
+
+@pytest.mark.slow
+def test_dagster_killed_with_all_its_processes_does_the_job_once_it_is_started_again(
+    bank: Bank, tmp_path: Path
+) -> None:
+    """`make ui`, as a team runs it: its daemon starts a run, and both die in the middle."""
+    rows = 400_000
+    job = bank.submit("\n".join(["customer_id", *(f"x{row}" for row in range(rows))]).encode(), CSV)
+
+    def is_under_way() -> bool:
+        told = bank.told(job)
+        assert told["state"] in ("queued", "running"), told
+        return told["state"] == "running" and bool(told["rows"])
+
+    with dagster_of(bank, tmp_path) as ui:
+        eventually(is_under_way, 120)
+        os.killpg(ui.pid, signal.SIGKILL)
+        ui.wait()
+        eventually(lambda: bank.told(job)["state"] == "queued", 20)
+        killed_at = bank.told(job)
+    assert killed_at["attempts"] == 1 and killed_at["note"].startswith("Attempt 1 ended early (its process died)")
+    with dagster_of(bank, tmp_path):
+        eventually(lambda: bank.told(job)["state"] == "done", 180)
+    told = bank.told(job)
+    assert (told["rows"], told["wrong_rows"], told["attempts"]) == (rows, rows, 2)
+    saved = query(bank.run, f"select count(*), count(distinct row) from jobs.{SCORE} where job_id = '{job}'")
+    assert saved == [(rows, rows)]
+    statuses = [run.status for run in bank.instance.get_runs(dg.RunsFilter(tags={working.TAG: job}))]
+    assert sorted(status.value for status in statuses) == ["FAILURE", "SUCCESS"], "the dead run is told to be dead"
+
+
+@contextmanager
+def dagster_of(bank: Bank, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`make ui` in a process group of its own, until the end of the block, and nothing of it after that."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    environment = {**environment_of(LOANS, bank.run.data, home), "SCOREHOUSE_UI_PORT": port}
+    command = [sys.executable, "-m", "orchestration.ui"]
+    with (home / f"dagster-{port}.log").open("wb") as log:
+        ui = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield ui
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(ui.pid, signal.SIGTERM)
+        try:
+            ui.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(ui.pid, signal.SIGKILL)
+            ui.wait()
