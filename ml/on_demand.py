@@ -19,14 +19,15 @@ from ml.few_rows import FewRowsEncoder, encode_few, few_rows_encoder
 from ml.prediction import Judged, by_class, judged
 from ml.registry import Model
 from ml.sentences import sentence, subject
-from ml.trees import Trees, trees_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Knots = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
 
-FEW = 15  # rows that an event loop may wait for: half a millisecond
+# What an event loop may wait for, half a millisecond: so many rows, of which trees compare so many numbers.
+FEW_ROWS, FEW_NUMBERS = 15, 2**17
+FEW_BY_CATBOOST = 5  # rows, where it is CatBoost that is asked
 
 REASON = pa.struct([*explanation.REASON, pa.field("text", pa.string())])
 
@@ -35,8 +36,7 @@ class Scorer(msgspec.Struct, frozen=True, kw_only=True):
     """A model, and what its generation says of how its scores are told. Made by `make_scorer`.
 
     `knots` are scores and percentiles to interpolate between, of a category by class, else under ""; none where they
-    are not known. `few` and `trees` do for a few rows; without `trees` CatBoost is asked. `top` is how many reasons the
-    score's owner has told.
+    are not known. `few` is the encoder of a few rows. `top` is how many reasons the score's owner has told.
     """
 
     model: Model
@@ -45,7 +45,6 @@ class Scorer(msgspec.Struct, frozen=True, kw_only=True):
     knots: "dict[str, Knots]"
     top: int
     few: FewRowsEncoder
-    trees: Trees | None
     subjects: dict[str, str]
 
 
@@ -69,7 +68,6 @@ def make_scorer(
         knots={of: _knots(values) for of, values in quantiles.items()},
         top=top,
         few=few_rows_encoder(model.card.encoder, features),
-        trees=trees_of(model.booster),
         subjects={feature.name: subject(feature.name, feature.description) for feature in features},
     )
 
@@ -103,12 +101,18 @@ def predict(scorer: Scorer, rows: pa.RecordBatch, reasons: bool = False, texts: 
     return pa.RecordBatch.from_pydict(columns)
 
 
+def most_at_once(scorer: Scorer) -> int:
+    """How many rows `predict_few` predicts while an event loop waits for it; one at the least."""
+    trees = scorer.model.trees
+    return FEW_BY_CATBOOST if trees is None else max(1, min(FEW_ROWS, FEW_NUMBERS // trees.features.size))
+
+
 def predict_few(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The same of a few rows of decoded JSON, without reasons: for each what it has in the columns of `predict`.
 
     Raises `WrongValues` with all that is wrong with the rows.
     """
-    found = judged(scorer.model, encode_few(scorer.few, rows), scorer.bands, scorer.trees)
+    found = judged(scorer.model, encode_few(scorer.few, rows), scorer.bands, scorer.model.trees)
     told = [
         {
             "value": value,

@@ -119,7 +119,7 @@ def judged(
 ) -> Judged:
     """What is said of the rows of an encoded matrix; `bands` are of no matter to a category.
 
-    Of a few rows the `trees` of the model, if they are given, tell the same ten times as fast as CatBoost.
+    The `trees` of the model, if they are given, tell the same; of a few rows sooner than CatBoost.
     """
     scores = _scores(model, matrix, trees)
     if model.card.kind != "category":

@@ -8,11 +8,11 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from ml.leaf_table import LeafTable, leaf_table
 from ml.learning import Learning
 from ml.metrics import Kind
 from ml.scores import Feature
+from ml.trees import Trees, trees_of
 
 if TYPE_CHECKING:
     from catboost import CatBoost
@@ -31,6 +32,7 @@ BOOSTER = "model.cbm"
 CARD = "card.json"
 CARD_CHECKSUM = re.compile(rb'"card_sha256":\s*"([0-9a-f]{64})"')
 NO_CHECKSUM = "0" * 64
+T = TypeVar("T")
 
 
 class Card(msgspec.Struct, kw_only=True, frozen=True):
@@ -96,20 +98,29 @@ def contract_of(features: Sequence[Feature]) -> str:
 
 
 class Model(msgspec.Struct, dict=True):
-    """A booster with its card, ready to score, and to explain by a table that is made when it is first asked for."""
+    """A booster with its card, ready to score; what else is made of it is made when it is first asked for."""
 
     booster: "CatBoost"
     card: Card
 
     @property
     def leaf_table(self) -> LeafTable:
+        """What explains it."""
+        return self._made("table", lambda: leaf_table(self.booster))
+
+    @property
+    def trees(self) -> Trees | None:
+        """What scores a few rows sooner than the booster, if anything does."""
+        return self._made("trees", lambda: trees_of(self.booster))
+
+    def _made(self, name: str, make: Callable[[], T]) -> T:
         """Made once: who asks while it is being made, as several batches at a time do, waits for it."""
         kept = vars(self)
         with kept.setdefault("lock", Lock()):
-            if "table" not in kept:
-                kept["table"] = leaf_table(self.booster)
-            table: LeafTable = kept["table"]
-        return table
+            if name not in kept:
+                kept[name] = make()
+            made: T = kept[name]
+        return made
 
 
 class UnsavedModel(RuntimeError):

@@ -85,8 +85,8 @@ def _place_for_counts(data: Path) -> Path:
 
 def app_of_worker() -> Litestar:
     """The app in a worker process, which ends when its server is gone: an orphan would hold the port."""
-    # The event loop waits as long for each thread that is busy, as the one that writes the audit log: with Python's own
-    # 5 ms one request in a hundred takes several times as long.
+    # So long the event loop waits for each busy thread, such as the one that writes the audit log: with Python's own
+    # 5 ms one request in a hundred takes several times what it takes others.
     sys.setswitchinterval(0.001)
     server = os.getppid()
     threading.Thread(target=_end_after, args=(server,), daemon=True).start()

@@ -36,13 +36,12 @@ from serving.guarding.guard import Answered, guarded, guarding
 from serving.guarding.keys import FILE as KEYS
 from serving.guarding.known_keys import KnownKeys
 from serving.jobs.api import job_handlers
-from serving.lookups import short
 from serving.openapi import SECURITY, operation_id
 from serving.pages.handlers import pages
 from serving.plain import answering_plainly
 from serving.predicting.api import predict_handlers
 from serving.predicting.predictor import Predictor
-from serving.problems import problem_of
+from serving.problems import problem_of, short
 from serving.scores import scores_handlers
 from serving.versions import performance_handler, versions_handlers
 from serving.watching import counting

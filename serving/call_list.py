@@ -28,9 +28,9 @@ from serving.lookups import (
     id_as_sent,
     problem_spec,
     score_to_look_up,
-    short,
     unknown_customer,
 )
+from serving.problems import short
 
 FORMS = ["application/json", "text/csv"]  # what an Accept header may ask for
 COLUMNS = ("rank", "customer_id", "value", "band", "percentile", "as_of_date", "stale", "model_version", "generation")

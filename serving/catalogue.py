@@ -24,8 +24,8 @@ from serving.generations.generation import StoreUnavailable
 from serving.generations.opening import Lookups
 from serving.generations.pulling import nothing_pulled, pull_fault
 from serving.generations.store import CorruptGeneration, current, declared, open_store, published_scores
-from serving.predicting.scorers import NoScorer, broken_scorer, load_scorer
 from serving.revalidation import Validators
+from serving.scorers import NoScorer, broken_scorer, load_scorer
 from serving.watching.counting import looked_up
 
 if TYPE_CHECKING:

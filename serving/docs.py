@@ -17,7 +17,7 @@ from serving.catalogue import Catalogue
 from serving.guarding.callers import caller_of
 from serving.openapi import mended, with_guard
 from serving.predicting.schemas import with_contracts
-from serving.predicting.scorers import NoScorer
+from serving.scorers import NoScorer
 
 MOST_DOCUMENTS = 8  # in memory, some hundred kilobytes each
 FILES = {  # what /docs/files/ serves of the package

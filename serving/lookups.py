@@ -12,6 +12,7 @@ from serving.answers import PROBLEM, Problem
 from serving.catalogue import Catalogue, Served
 from serving.generations.generation import StoreUnavailable
 from serving.guarding.callers import Caller
+from serving.problems import short, unknown_score
 from serving.watching.counting import looked_up
 
 ScoreName = Annotated[str, Parameter(description="Name of a score, as GET /scores lists it.")]
@@ -59,11 +60,6 @@ def served_score(catalogue: Catalogue, score: str, caller: Caller) -> Served:
     raise unknown_score(score, known)
 
 
-def unknown_score(score: str, known: list[str]) -> NotFoundException:
-    """The problem that a score is not known; those that are it lists, as far as who asks may see them."""
-    return NotFoundException(detail=f"Unknown score '{short(score)}'.", extra={"known_scores": known})
-
-
 def score_to_look_up(catalogue: Catalogue, score: str, caller: Caller) -> Served:
     """What is served of a score, for an answer about its customers. Raises also where it is stale and refused then."""
     served = served_score(catalogue, score, caller)
@@ -94,8 +90,3 @@ def id_as_sent(request: Request[Any, Any, Any], behind: int, before: bytes = b""
     if len(parts) <= behind or parts[behind - 1] not in (b"customers", b"versions"):
         raise NotFoundException(detail=f"Nothing is at {short(raw.decode('latin-1'))}.")
     return unquote(parts[behind].decode("latin-1"))
-
-
-def short(text: str, most: int = 100) -> str:
-    """A caller's text as an error message repeats it."""
-    return text if len(text) <= most else text[:most] + "…"

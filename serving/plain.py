@@ -1,11 +1,10 @@
 """What applications ask for most, answered before Litestar, whose way to a handler costs several lookups.
 
 It is `GET /scores/{score}/customers/{customer_id}` of a customer who is there, with an id that needs no encoding, and
-`POST /scores/{score}/predict` with a short body that can be predicted. Whatever else is asked goes on to the handlers,
-which alone say what is wrong; tests hold the two answers together.
+`POST /scores/{score}/predict` with a short body. Whatever else is asked goes on to the handlers, and so does what was
+wrong with a prediction: they alone tell it. Tests hold the answers of both ways together.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -32,50 +31,40 @@ def answering_plainly(app: ASGIApp, catalogue: Catalogue, predictor: Predictor) 
             asked["path_template"] = LOOKUP
             await published(scope, receive, send)
         elif asked["method"] == "POST" and (score := _to_predict(scope)) is not None:
-            heard = _Heard(receive)
-            predicted = await _predicted(scope, score, heard, predictor)
-            if predicted is None:
-                await app(scope, heard.again, send)
-                return
             asked["path_template"] = PREDICT
-            length = (b"content-length", str(len(predicted)).encode())
-            await send({"type": "http.response.start", "status": 200, "headers": [JSON, length]})
-            await send({"type": "http.response.body", "body": predicted, "more_body": False})
+            try:
+                body, rows = await predictor.answer(score, await _body(receive), caller_of(scope))
+            except Exception as fault:
+                await app(scope, _raising(fault), send)
+                return
+            audited_customers(scope, rows)
+            headers = [JSON, (b"content-length", str(len(body)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
         else:
             await app(scope, receive, send)
 
     return answer
 
 
-class _Heard:
-    """What a request's `receive` has told so far, for a handler to hear once more."""
+async def _body(receive: Receive) -> bytes:
+    """The body of a request as a whole. Raises what the guard's `receive` does of one that breaks off."""
+    pieces = []
+    while True:
+        message: Any = await receive()
+        pieces.append(message["body"])
+        if not message.get("more_body"):
+            return b"".join(pieces)
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._told: list[Any] = []  # messages, or the fault that ended them
-        self._replayed: Iterator[Any] | None = None
 
-    async def body(self) -> bytes:
-        """The body as a whole. Raises what `receive` raises."""
-        pieces = []
-        while True:
-            try:
-                message: Any = await self._receive()
-            except Exception as fault:
-                self._told.append(fault)
-                raise
-            self._told.append(message)
-            pieces.append(message["body"])
-            if not message.get("more_body"):
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+def _raising(fault: Exception) -> Receive:
+    """A `receive` with which the handler meets, as it asks for the body, what has been met already: it is told, and
+    logged, as any fault of the handler's own."""
 
-    async def again(self) -> Any:
-        if self._replayed is None:
-            self._replayed = iter(self._told)
-        told = next(self._replayed, None)
-        if isinstance(told, Exception):
-            raise told
-        return await self._receive() if told is None else told
+    async def receive() -> Any:
+        raise fault
+
+    return receive
 
 
 def _published(scope: Scope, catalogue: Catalogue) -> Published | None:
@@ -103,17 +92,8 @@ def _to_predict(scope: Any) -> str | None:
     """The score that a short body is to be predicted by, None if it is not such a request."""
     sent: bytes = scope["raw_path"]
     parts = sent.split(b"/")
-    if len(parts) != 4 or parts[1] != b"scores" or parts[3] != b"predict" or b"%" in sent:
+    if len(parts) != 4 or parts[1] != b"scores" or parts[3] != b"predict" or b"%" in sent or b"?" in sent:
         return None
     length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-    return parts[2].decode("latin-1") if length.isdigit() and int(length) <= FEW_BYTES else None
-
-
-async def _predicted(scope: Scope, score: str, heard: _Heard, predictor: Predictor) -> bytes | None:
-    """The answer with the predictions, None where the handler is to answer."""
-    try:
-        body, rows = await predictor.answer(score, await heard.body(), caller_of(scope))
-    except Exception:  # the handler meets it too, and tells what is wrong
-        return None
-    audited_customers(scope, rows)
-    return body
+    is_short = len(length) < 6 and length.isdigit() and int(length) <= FEW_BYTES
+    return parts[2].decode("latin-1") if is_short else None

@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, NotFoundException
 
 from serving.answers import Problem
 from serving.guarding.callers import Caller
@@ -27,3 +27,13 @@ def problem_of(error: HTTPException, caller: Caller) -> Problem:
         known_versions=extra.get("known_versions"),
         errors=extra.get("errors"),
     )
+
+
+def unknown_score(score: str, known: list[str]) -> NotFoundException:
+    """The problem that a score is not known; those that are it lists, as far as who asks may see them."""
+    return NotFoundException(detail=f"Unknown score '{short(score)}'.", extra={"known_scores": known})
+
+
+def short(text: str, most: int = 100) -> str:
+    """A caller's text as an error message repeats it."""
+    return text if len(text) <= most else text[:most] + "…"

@@ -35,9 +35,9 @@ from serving.lookups import (
     problem_spec,
     score_to_look_up,
     served_score,
-    short,
     unknown_customer,
 )
+from serving.problems import short
 from serving.revalidation import Published
 
 _EXAMPLE = Example(

@@ -13,9 +13,10 @@ from litestar.params import Parameter
 from ml.realised import Performance
 from serving.catalogue import Catalogue
 from serving.guarding.callers import caller_of
-from serving.lookups import NOT_SERVED, ScoreName, id_as_sent, problem_spec, served_score, short, unknown_score
+from serving.lookups import NOT_SERVED, ScoreName, id_as_sent, problem_spec, served_score
 from serving.pages.model_cards import DATA, VersionCard, Versions, all_versions, card_file, read_versions
 from serving.pages.performance import read_performance
+from serving.problems import short, unknown_score
 
 UNTOLD = problem_spec("The score is not known, or nothing has been told of its performance yet; `detail` says which.")
 Version = Annotated[int, Parameter(description="A version, as GET /scores/{score}/versions lists it.")]

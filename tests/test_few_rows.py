@@ -27,6 +27,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "FLOAT": st.floats(width=32, allow_nan=False, allow_infinity=False) | ENDS | st.just("NaN") | st.integers(-99, 99),
     "DOUBLE": st.floats(allow_nan=False, allow_infinity=False) | ENDS | st.sampled_from(["NaN", 3.4028235677973366e38]),
     "DECIMAL(4,2)": st.decimals("-99.99", "99.99", places=2).map(str),
+    "DECIMAL(18,3)": (st.integers(-2, 2) | st.integers(-5 * 10**17, 5 * 10**17))
+    .flatmap(lambda more: st.sampled_from([2**53 + more, -(2**53) + more, more]))
+    .map(lambda unscaled: f"{'-' * (unscaled < 0)}{abs(unscaled) // 1000}.{abs(unscaled) % 1000:03}"),
     "DECIMAL(18,0)": st.integers(1 - 10**18, 10**18 - 1).map(str),
     "DECIMAL(38,10)": st.integers(1 - 10**28, 10**28 - 1).map("{}.0123456789".format),
     "DATE": DAYS,

@@ -1,4 +1,7 @@
-"""Lookups that are answered before Litestar, beside the same ones that its handler answers: with a query it does."""
+"""Lookups that are answered before Litestar, beside the same ones that its handler answers: with a query it does.
+
+Predictions are in test_predict.py, where there is a model.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -27,12 +27,16 @@ from serving.app import create_app
 from serving.generations import store
 from serving.generations.generation import StoreUnavailable
 from serving.generations.opening import Store
+from serving.predicting import predictor
 from serving.predicting.answers import ContractAnswer, PredictionsAnswer
+from serving.predicting.predictor import FEW_BYTES
 from serving.predicting.requests import wrong_values
 from serving.predicting.schemas import features_schema
 from tests.sample_generations import publish
 from tests.small_data import a_model, a_score, a_warehouse
 from tests.test_api import eventually
+from tests.test_guard import raw
+from tests.test_scrape import of, scrape
 
 Client = TestClient[Litestar]
 
@@ -120,6 +124,71 @@ def test_predictions_do_without_the_handler(client: Client, monkeypatch: pytest.
     monkeypatch.setattr("serving.predicting.api.caller_of", lambda *_: 1 / 0)
     assert told(client, [{"features": FEATURES}])["predictions"]
     assert client.post(f"{PREDICT}?by=handler", json={"rows": [{"features": FEATURES}]}).status_code == 500
+    long = {"rows": [{"features": FEATURES, "id": "x" * FEW_BYTES}]}
+    assert client.post(PREDICT, json=long).status_code == 500, "a long body is the handler's"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "fault"),
+    [
+        (json.dumps({"rows": [{"features": FEATURES}]}), 200, '"value":'),
+        (json.dumps({"rows": [{"features": FEATURES | {"days_away": "soon"}}]}), 422, "not a number without fraction"),
+    ],
+)
+def test_a_body_in_pieces_is_read_as_a_whole(client: Client, body: str, status: int, fault: str) -> None:
+    sent = body.encode()
+    pieces = [(sent[:7], True), (b"", True), (sent[7:50], True), (sent[50:], False)]
+    headers = {"Host": "127.0.0.1", "Content-Length": str(len(sent))}
+    found, answer = raw(client, client.app, "POST", PREDICT, headers, pieces)
+    assert found == status and fault in answer.decode()
+
+
+@pytest.mark.parametrize("features", [FEATURES, FEATURES | {"spend": "much"}])
+def test_a_prediction_is_worked_on_counted_and_audited_once(
+    shop: Path, client: Client, monkeypatch: pytest.MonkeyPatch, features: Any
+) -> None:
+    worked: list[int] = []
+    answer = predictor._answer
+
+    def counted(*arguments: Any, **more: Any) -> bytes:
+        worked.append(1)
+        return answer(*arguments, **more)
+
+    monkeypatch.setattr(predictor, "_answer", counted)
+    answered: list[Any] = []
+    with TestClient(create_app(shop, audit_days=30, answered=lambda *told: answered.append(told))) as audited:
+        eventually(lambda: audited.get("/scores/leaving/contract").status_code == 200)
+        eventually(lambda: audited.post(PREDICT, json={"rows": [{"features": FEATURES}]}).status_code == 200, 20)
+        before = scrape(audited)
+        worked.clear()
+        answered.clear()
+        status = audited.post(PREDICT, json={"rows": [{"features": features}] * 3}).status_code
+        assert len(worked) == 1
+        assert [one[:3] for one in answered] == [("/scores/{score}/predict", "POST", status)]
+        rows = 3 if status == 200 else 0
+        after = scrape(audited)
+        assert (
+            of(after, "predictions_total", score="leaving") - of(before, "predictions_total", score="leaving") == rows
+        )
+    (log,) = (shop / "logs" / "audit").glob("*.jsonl")
+    line = [json.loads(one) for one in log.read_text().splitlines() if '"POST"' in one][-1]
+    assert (line["route"], line["status"]) == ("/scores/{score}/predict", status)
+    assert line["customers"] == (3 if rows else None)
+
+
+def test_a_fault_inside_is_met_once_and_logged(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    met: list[int] = []
+
+    def broken(*_: Any, **__: Any) -> bytes:
+        met.append(1)
+        raise KeyError("within")
+
+    monkeypatch.setattr(predictor, "_answer", broken)
+    answer = client.post(PREDICT, json={"rows": [{"features": FEATURES}]})
+    assert answer.status_code == 500 and "within" not in answer.text
+    assert len(met) == 1 and "within" in caplog.text
 
 
 def test_every_published_customer_is_predicted_to_the_bit_with_band_probabilities_and_reasons(

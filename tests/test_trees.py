@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from catboost import sum_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,9 +46,26 @@ def test_trees_that_split_nothing_are_added_up_too(loss: str) -> None:
     np.testing.assert_array_equal(added_up(booster, matrix), np.asarray(booster.predict(matrix)))
 
 
+@pytest.mark.parametrize(("loss", "bias"), [("Logloss", 1.1), ("MultiClass", [1.1, -0.3, 0.7])])
+def test_scale_and_bias_are_those_of_the_booster(loss: str, bias: Any) -> None:
+    booster = a_booster(loss=loss)
+    booster.set_scale_and_bias(0.37, bias)
+    matrix = some_numbers(300, 1)
+    np.testing.assert_array_equal(added_up(booster, matrix), np.asarray(booster.predict(matrix)))
+
+
+def test_trees_of_unlike_depths_are_added_up_together() -> None:
+    """A tree that is less deep than others is padded, and no number is beyond the padding."""
+    shallow, deep = a_booster(depth=2), a_booster(depth=6)
+    booster = sum_models([shallow, deep])
+    matrix = np.vstack([some_numbers(300, 1), np.full((1, 4), np.finfo(np.float32).max, dtype=np.float32)])
+    np.testing.assert_array_equal(added_up(booster, matrix), np.asarray(booster.predict(matrix)))
+
+
 def test_other_trees_and_too_many_are_left_to_catboost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trees_of(a_booster(grow_policy="Lossguide", max_leaves=8)) is None
     assert trees_of(a_booster(nan_mode="Max")) is None, "a null is beyond each border of these"
+    assert trees_of(a_booster(nan_mode="Max", border_count=254, iterations=150)) is None
     booster = a_booster()
     assert trees_of(booster) is not None
     monkeypatch.setattr(trees, "MOST_LEAVES", 10)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from serving.lookups import short
+from serving.problems import short
 
 log = logging.getLogger("serving")
 

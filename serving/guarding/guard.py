@@ -30,8 +30,7 @@ from serving.guarding.audit import Asked, Audit
 from serving.guarding.bounds import Bounds, bounded
 from serving.guarding.callers import ANYBODY, Caller, Permission
 from serving.guarding.known_keys import KnownKey, KnownKeys
-from serving.lookups import short, unknown_score
-from serving.problems import problem_of
+from serving.problems import problem_of, short, unknown_score
 
 log = logging.getLogger("serving")
 

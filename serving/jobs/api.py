@@ -31,8 +31,9 @@ from serving.jobs import folder as jobs
 from serving.jobs.answers import RETRY_SECONDS, Format, JobDetails, Jobs, as_csv, details, without_errors
 from serving.jobs.folder import Job, JobRefused
 from serving.jobs.uploads import MEDIA_TYPES, UNNAMED, UNTOLD, BadUpload, columns_of, named, save, what_it_holds
-from serving.lookups import UNKNOWN_SCORE, ScoreName, problem_spec, served_score, short
-from serving.pages.handlers import jobs_page
+from serving.lookups import UNKNOWN_SCORE, ScoreName, problem_spec, served_score
+from serving.pages.handlers import page
+from serving.problems import short
 
 log = logging.getLogger("serving")
 
@@ -206,7 +207,7 @@ def job_handlers(catalogue: Catalogue, root: Path) -> Sequence[HTTPRouteHandler]
 
         listed = await asyncio.to_thread(found)
         if "text/html" in request.headers.get("accept", ""):
-            return jobs_page(listed)
+            return page("jobs.html", here="jobs", jobs=listed)
         return Response(Jobs([without_errors(job) for job in listed]), headers={"Vary": "Accept"})
 
     @get("/jobs/{job:str}", tags=["jobs"], summary="How far a job is", responses={404: UNKNOWN_JOB})

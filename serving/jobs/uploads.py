@@ -14,7 +14,7 @@ from litestar.exceptions import ClientException, HTTPException
 from ml import values
 from serving.generations.generation import Generation
 from serving.jobs.folder import What
-from serving.lookups import short
+from serving.problems import short
 
 CUSTOMER_ID = "customer_id"
 Name = Literal["input.csv", "input.parquet"]

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import gzip
 import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,6 @@ from markupsafe import Markup
 from serving.catalogue import Catalogue, Served
 from serving.generations.generation import CustomerScore
 from serving.guarding.callers import ANYBODY, caller_of, readiness_for
-from serving.jobs.answers import JobDetails
 from serving.pages.feature_catalogue import feature_views, read_features
 from serving.pages.model_cards import PAGE, all_versions, card_file, read_versions
 from serving.pages.performance import performance_view, read_performance
@@ -80,11 +78,11 @@ def _render(template: str, status_code: int = 200, **context: Any) -> Response[s
     return Response(html, status_code=status_code, media_type=MediaType.HTML)
 
 
-def jobs_page(listed: Sequence[JobDetails]) -> Response[str]:
-    """The page of a caller's jobs, the newest first."""
-    page = _render("jobs.html", here="jobs", jobs=listed)
-    page.headers.update(PAGE_HEADERS | {"Vary": "Accept"})
-    return page
+def page(template: str, here: str, **context: Any) -> Response[str]:
+    """A page at an address that answers programs with JSON; `here` is its entry in the navigation."""
+    found = _render(template, here=here, **context)
+    found.headers.update(PAGE_HEADERS | {"Vary": "Accept"})
+    return found
 
 
 def pages(catalogue: Catalogue, reports: Path) -> list[Router]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -14,10 +15,11 @@ from serving.catalogue import Catalogue, Served
 from serving.contracts import MOST_FAULTS
 from serving.generations.generation import Reason
 from serving.guarding.callers import Caller
-from serving.lookups import Conflict, score_to_look_up, served_score, short
+from serving.lookups import Conflict, score_to_look_up, served_score
 from serving.predicting.answers import Prediction, PredictionsAnswer, Row, Values
 from serving.predicting.requests import read_request, wrong_values
-from serving.predicting.scorers import NoScorer
+from serving.problems import short
+from serving.scorers import NoScorer
 from serving.watching.counting import predicted
 
 if TYPE_CHECKING:
@@ -65,13 +67,13 @@ class Predictor:
         asked = read_request(body) if len(body) <= FEW_BYTES else await self._apart(read_request, body)
         while (found := await _looked_up(self._catalogue, caller, score, asked.rows)) is None:
             pass  # another generation is served by now
-        from ml.on_demand import FEW  # it is loaded, as the scorer is
+        from ml.on_demand import most_at_once  # it is loaded, as the scorer is
 
         served, scorer, rows = found
-        if asked.reasons or len(rows) > FEW:
-            told = await self._apart(_answer, served, scorer, rows, asked.reasons)
+        if not asked.reasons and len(rows) <= most_at_once(scorer):
+            told = _answer(served, scorer, rows, few=True)
         else:
-            told = _answer(served, scorer, rows, False)
+            told = await self._apart(partial(_answer, served, scorer, rows, reasons=asked.reasons))
         predicted(score, len(rows))
         return told, len(rows)
 
@@ -124,7 +126,9 @@ async def _looked_up(
     return served, scorer, asked
 
 
-def _answer(served: Served, scorer: "Scorer", asked: Sequence[_Asked], reasons: bool) -> bytes:
+def _answer(
+    served: Served, scorer: "Scorer", asked: Sequence[_Asked], *, few: bool = False, reasons: bool = False
+) -> bytes:
     """The JSON of the predictions. Raises `WrongRows` with all that is wrong with the features."""
     from ml import on_demand
     from ml.values import WrongValues, read_rows
@@ -132,10 +136,10 @@ def _answer(served: Served, scorer: "Scorer", asked: Sequence[_Asked], reasons: 
     names = [feature.name for feature in scorer.features]
     rows = [_features_of(one, names) for one in asked]
     try:
-        if reasons or len(rows) > on_demand.FEW:
-            found = on_demand.predict(scorer, read_rows(rows, scorer.features), reasons).to_pylist()
-        else:
+        if few:
             found = on_demand.predict_few(scorer, rows)
+        else:
+            found = on_demand.predict(scorer, read_rows(rows, scorer.features), reasons).to_pylist()
     except WrongValues as wrong:
         raise wrong_values(wrong.faults, names, served.generation.score) from None
     told = served.summary()

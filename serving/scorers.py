@@ -24,7 +24,7 @@ class NoScorer(msgspec.Struct, frozen=True):
 
 
 def load_scorer(store: Lookups) -> "Scorer | NoScorer":
-    """The scorer of a verified generation, with the table of its reasons. It takes a second at first, for
+    """The scorer of a verified generation, with its trees and the table of its reasons. It takes a second at first, for
     the imports, then tenths of one, and as much memory as the model and its table: see `ml.leaf_table`.
 
     Raises `StoreUnavailable` where the store can't be asked just now: that says nothing of the model."""
@@ -46,8 +46,9 @@ def load_scorer(store: Lookups) -> "Scorer | NoScorer":
             for file in (BOOSTER, CARD):
                 (Path(folder) / file).write_bytes(store.attachment(file))
             model = load(Path(folder))
+        model.trees  # noqa: B018 (they are made now, and not at the first request)
         if generation.reasons:
-            model.leaf_table  # noqa: B018 (it is made now, and not at the first request)
+            model.leaf_table  # noqa: B018 (so is this)
         return make_scorer(model, generation.features, generation.bands, generation.quantiles, generation.reasons)
     except StoreUnavailable:
         raise
