@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import form
+from declared import a_card, a_score, places
 
 if TYPE_CHECKING:
     from ml.declarations import Project, Score
-    from orchestration.project import Paths
 
 Measured = dict[str, float]
 
@@ -42,14 +42,8 @@ TIMES, ONCE_FROM = 3, 5_000_000  # the fastest of so many turns counts, of so ma
 FILES = ("store.mdb", "features.mdb", "ranking.mdb")
 
 
-def places(folder: Path) -> "Paths":
-    from orchestration.project import Paths
-
-    return Paths(project=folder, data=folder)
-
-
 def the_project() -> "tuple[Project, Score]":
-    from ml.declarations import Feature, Project, Score
+    from ml.declarations import Feature, Project
 
     kinds = {"number": ("DOUBLE", NUMBERS), "count": ("INTEGER", COUNTS), "text": ("VARCHAR", TEXTS)}
     columns = tuple(
@@ -57,28 +51,7 @@ def the_project() -> "tuple[Project, Score]":
         for name, (kind, number) in kinds.items()
         for place in range(number)
     )
-    score = Score(
-        name="benchmark",
-        title="Benchmark",
-        description="",
-        owner="",
-        email="",
-        kind="probability",
-        features="customer_features",
-        features_schema="features",
-        features_id="",
-        label="",
-        label_schema="",
-        label_id="",
-        entity=("customer_id",),
-        as_of="as_of_date",
-        columns=columns,
-        model_columns=columns,
-        features_file="",
-        gate=("true",),
-        bands={"high": 0.6, "medium": 0.3, "low": 0.0},
-        fresh_for_days=8.0,
-    )
+    score = a_score(columns, bands={"high": 0.6, "medium": 0.3, "low": 0.0})
     return Project(name="benchmark", today=AS_OF, sources=(), scores=(score,)), score
 
 
@@ -90,7 +63,6 @@ def make(folder: Path, rows: str) -> Measured:
     from ml import registry
     from ml.encoding import encode, learn_encoder
     from ml.fitting import PARAMS
-    from ml.registry import Card
     from orchestration import scoring, versions, warehouse
 
     _, score = the_project()
@@ -111,27 +83,7 @@ def make(folder: Path, rows: str) -> Measured:
         matrix = encode(encoder, learnt)
         booster = CatBoost(PARAMS | {"iterations": 10, "loss_function": "Logloss"})
         booster.fit(Pool(matrix, np.nan_to_num(matrix[:, 0]) > 0.5, feature_names=names))
-        card = Card(
-            score=score.name,
-            version=1,
-            kind="probability",
-            entity=score.entity,
-            as_of=score.as_of,
-            features=score.columns,
-            encoder=encoder,
-            lowest=None,
-            metrics={},
-            baseline={},
-            baseline_name="",
-            importance={},
-            dates={name: date(2024, 1, 1) for name in ("train_from", "train_to", "holdout_from", "holdout_to")},
-            rows={"train": len(matrix), "holdout": 0},
-            params={},
-            trees=10,
-            training_set="",
-            libraries={},
-            trained_at=datetime(2024, 5, 1, tzinfo=UTC),
-        )
+        card = a_card(score.name, score.columns, encoder, len(matrix), 10)
         card = registry.save(places(folder).models / score.name / "1", booster, card)
         versions.create_tables(connection)
         versions.record_version(connection, card, "")

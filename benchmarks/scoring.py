@@ -16,13 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import form
+from declared import a_card, a_score, places
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ml.declarations import Score
     from ml.learning import Explained
     from ml.registry import Model
-    from orchestration.project import Paths
 
 Measured = dict[str, float]
 
@@ -46,44 +46,16 @@ TIMES, ONCE_FROM = 3, 5_000_000  # the fastest of so many tries counts, of so ma
 WAYS = {"none": "without reasons", "all": "with reasons for all", "high": "with reasons for the highest tenth"}
 
 
-def places(folder: Path) -> "Paths":
-    from orchestration.project import Paths
-
-    return Paths(project=folder, data=folder)
-
-
 def the_score(explained: "Explained", high: float) -> "Score":
     """Its declaration; `high` is the lowest score of the highest tenth."""
-    from ml.declarations import Feature, Score
+    from ml.declarations import Feature
 
     names = [*(f"number_{place}" for place in range(NUMBERS)), *(f"text_{place}" for place in range(TEXTS))]
     columns = tuple(
         Feature(name=name, data_type="double" if name.startswith("number") else "varchar", description="")
         for name in names
     )
-    return Score(
-        name="benchmark",
-        title="Benchmark",
-        description="",
-        owner="",
-        email="",
-        kind="probability",
-        features="customer_features",
-        features_schema="features",
-        features_id="",
-        label="",
-        label_schema="",
-        label_id="",
-        entity=("customer_id",),
-        as_of="as_of_date",
-        columns=columns,
-        model_columns=columns,
-        features_file="",
-        gate=("true",),
-        bands={"high": high, "low": 0.0},
-        fresh_for_days=8.0,
-        explained=explained,
-    )
+    return a_score(columns, bands={"high": high, "low": 0.0}, explained=explained)
 
 
 def make(folder: Path, rows: str, trees: str) -> Measured:
@@ -96,7 +68,6 @@ def make(folder: Path, rows: str, trees: str) -> Measured:
     from ml.encoding import encode, learn_encoder
     from ml.fitting import PARAMS
     from ml.learning import Explained
-    from ml.registry import Card
     from orchestration import versions, warehouse
 
     score = the_score(Explained(), 0.0)
@@ -123,27 +94,7 @@ def make(folder: Path, rows: str, trees: str) -> Measured:
         label = np.random.default_rng(0).random(len(matrix)) < 1 / (1 + np.exp(-logit))
         booster = CatBoost(PARAMS | {"iterations": int(trees), "depth": DEPTH, "loss_function": "Logloss"})
         booster.fit(Pool(matrix, label.astype(int), feature_names=names))
-        card = Card(
-            score=score.name,
-            version=1,
-            kind="probability",
-            entity=score.entity,
-            as_of=score.as_of,
-            features=score.columns,
-            encoder=encoder,
-            lowest=None,
-            metrics={},
-            baseline={},
-            baseline_name="",
-            importance={},
-            dates={name: date(2024, 1, 1) for name in ("train_from", "train_to", "holdout_from", "holdout_to")},
-            rows={"train": len(matrix), "holdout": 0},
-            params={},
-            trees=int(trees),
-            training_set="",
-            libraries={},
-            trained_at=datetime(2024, 5, 1, tzinfo=UTC),
-        )
+        card = a_card(score.name, score.columns, encoder, len(matrix), int(trees))
         card = registry.save(places(folder).models / score.name / "1", booster, card)
         versions.create_tables(connection)
         versions.record_version(connection, card, "")

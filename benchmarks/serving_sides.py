@@ -11,6 +11,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from declared import a_card
+
 Measured = dict[str, float]
 
 SCORE, PREDICTED = "churn", "predicted"
@@ -163,27 +165,7 @@ def train(data: Path) -> Measured:
     label = random.random(len(matrix)) < 1 / (1 + np.exp(4 - 3 * matrix[:, 0] - 4 * matrix[:, 1] * matrix[:, 2]))
     booster = CatBoost(PARAMS | {"iterations": TREES, "depth": DEPTH, "loss_function": "Logloss"})
     booster.fit(Pool(matrix, label.astype(int), feature_names=rows.column_names))
-    card = registry.Card(
-        score=PREDICTED,
-        version=1,
-        kind="probability",
-        entity=("customer_id",),
-        as_of="as_of_date",
-        features=features,
-        encoder=encoder,
-        lowest=None,
-        metrics={},
-        baseline={},
-        baseline_name="",
-        importance={},
-        dates=dict.fromkeys(("train_from", "train_to", "holdout_from", "holdout_to"), AS_OF),
-        rows={"train": len(matrix), "holdout": 0},
-        params={},
-        trees=TREES,
-        training_set="",
-        libraries={},
-        trained_at=SCORED_AT,
-    )
+    card = a_card(PREDICTED, features, encoder, len(matrix), TREES)
     registry.save(data / "model", booster, card)
     generation = a_generation("g1", PREDICTED, features=features)
     values = [list(row.values()) for row in rows.slice(0, BATCH).to_pylist()]
