@@ -26,7 +26,7 @@ from sqlalchemy.exc import DatabaseError
 from ml.declarations import DeclarationError, Project
 from orchestration.backfilling import backfill_of
 from orchestration.checks import AS_PROMISED, RIGHT_IN_TIME
-from orchestration.instance import alive, give_slots_back, open_instance, storage_fault, turn
+from orchestration.instance import alive, give_slots_back, open_instance, storage_fault, storage_kept_open, turn
 from orchestration.pinned import refuse_broken_contracts
 from orchestration.project import (
     REPOSITORY,
@@ -257,7 +257,7 @@ def in_sight(work: Callable[[Paths, Console, Path], int]) -> int:
     warnings.simplefilter("ignore")
     try:
         where = paths()
-        with full_log(where.logs) as (log, screen):
+        with full_log(where.logs) as (log, screen), storage_kept_open():
             console = Console(file=screen, width=None if screen.isatty() else 120)
             console.print(
                 f"Scorehouse: {where.project.name} into {where.data}; the full log is {log}",
