@@ -10,14 +10,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 
-from orchestration.instance import STARTING, in_process_executor, open_instance, storage_fault
+from orchestration.instance import STARTING, in_process_executor, open_instance, storage_fault, storage_kept_open
 from orchestration.project import Paths, ProjectError, paths
 from tests.conftest import LOANS, REPOSITORY, environment_of
 
@@ -200,3 +202,28 @@ def test_the_ui_says_that_its_port_is_taken_and_leaves_nothing_running(tmp_path:
     assert done.returncode == 1
     assert f"Port {port} of 127.0.0.1 cannot be had" in done.stderr
     assert not (tmp_path / "data" / "dagster").exists()
+
+
+def test_what_is_written_while_storage_is_kept_open_is_in_the_file_afterwards(tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+
+    def written(value: int) -> int:
+        """Writes as Dagster does, with a connection of its own, and gives how durable it was."""
+        engine = create_engine(f"sqlite:///{file}", poolclass=NullPool)
+        with engine.begin() as connection:
+            connection.execute(text(f"insert into written values ({value})"))
+            found: int = connection.execute(text("pragma synchronous")).scalar_one()
+        return found
+
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("create table written (value integer)")
+        connection.commit()
+    wal = tmp_path / "events.db-wal"
+    with storage_kept_open():
+        assert [written(value) for value in (1, 2)] == [1, 1]
+        assert wal.stat().st_size, "the connection that wrote was not the last one"
+    assert not wal.exists()
+    assert written(3) == 2, "as it is without"
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("select * from written").fetchall() == [(1,), (2,), (3,)]
