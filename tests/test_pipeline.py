@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -154,7 +155,7 @@ def run_on_a_terminal(run: Run) -> tuple[int, str]:
     return process.returncode, shown.decode()
 
 
-def test_a_second_run_changes_nothing_and_on_a_terminal_a_bar_shows_what_is_done_now(
+def test_two_more_runs_at_once_queue_and_change_nothing_and_on_a_terminal_a_bar_shows_what_is_done_now(
     loans_run: Run, tmp_path: Path
 ) -> None:
     run = copy_of(loans_run, tmp_path)
@@ -166,8 +167,12 @@ def test_a_second_run_changes_nothing_and_on_a_terminal_a_bar_shows_what_is_done
         for path in (run.data / room).rglob("*.*")
         if not path.name.startswith(".verified-")  # of a copy of the files it is written anew
     }
-    code, screen = run_on_a_terminal(run)
+    with ThreadPoolExecutor() as beside:
+        other = beside.submit(run.again, LOANS)
+        code, screen = run_on_a_terminal(run)
     assert code == 0, screen
+    assert other.result().code == 0, other.result().printed
+    assert "waiting for" in screen + other.result().printed
     assert "reading the dbt project" in screen and "Running dbt command" in screen
     assert re.search(r"\d+/26", screen)
     assert "STEP_START" not in screen and "DEBUG" not in screen, "the log stays away"
@@ -181,7 +186,8 @@ def test_a_second_run_changes_nothing_and_on_a_terminal_a_bar_shows_what_is_done
         f"reports.{SCORE}_drift",
         f"reports.{SCORE}_performance",
     ):
-        assert re.search(rf"✓ {re.escape(asset)} .*unchanged", lines), f"{asset} was made again:\n{lines}"
+        for printed in (lines, other.result().printed):
+            assert re.search(rf"✓ {re.escape(asset)} .*unchanged", printed), f"{asset} was made again:\n{printed}"
     assert contents(run) == before
     assert store.current(run.data / "generations", SCORE) == generation
     assert {path: path.stat().st_mtime_ns for path in files} == files
@@ -459,20 +465,6 @@ def test_runs_killed_at_one_moment_after_the_other_are_completed_by_the_next(loa
     assert [version for version, _ in query(run, VERSIONS)] == [1, 2]
     newest = store.verify(run.data / "generations" / SCORE / str(store.current(run.data / "generations", SCORE)))
     assert newest.model_version == max(version for version, promoted in query(run, VERSIONS) if promoted)
-
-
-def test_two_runs_at_once_queue_for_the_warehouse(loans_run: Run, tmp_path: Path) -> None:
-    run = copy_of(loans_run, tmp_path)
-    command = [sys.executable, "-m", "orchestration.run"]
-    environment = environment_of(LOANS, run.data, run.home)
-    both = [
-        subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for _ in range(2)
-    ]
-    printed = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(printed)
 
 
 def test_the_card_is_published_with_the_score(loans_run: Run) -> None:
