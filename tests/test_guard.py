@@ -147,6 +147,15 @@ def test_a_key_without_the_permission_that_is_needed_is_told_which(fresh: Path) 
                 assert client.request(method, url, headers=may).status_code not in (401, 403), (method, path)
 
 
+def test_what_a_prediction_has_to_be_sent_is_told_to_keys_that_read_and_to_those_that_predict(fresh: Path) -> None:
+    keys = {one: a_key(fresh, one, name=one) for one in ALL}
+    with TestClient(create_app(fresh)) as client:
+        found = {one: client.get("/scores/churn/contract", headers=key).status_code for one, key in keys.items()}
+        refused = client.get("/scores/churn/contract", headers=keys["jobs"])
+    assert {one for one, status in found.items() if status != 403} == {"read", "predict", "admin"} & set(ALL)
+    assert "it needs the permission 'read' or 'predict' and has jobs" in problem(refused, 403).detail
+
+
 # What a key may see ---------------------------------------------------------------------------------------------------
 
 OF_A_SCORE = [

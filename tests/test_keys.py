@@ -99,6 +99,14 @@ def test_what_cannot_be_is_one_clear_line(
     assert (tmp_path / "keys.json").read_bytes() == before
 
 
+def test_the_first_key_says_that_from_now_on_each_request_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (in_process(tmp_path, monkeypatch, capsys, "create", name, "--rate", "5") for name in ("a", "b"))
+    assert "from now on each request needs one" in first and "from now on" not in second
+    assert "shared out evenly over a server's processes" in second
+
+
 def test_a_score_that_is_not_declared_is_told_and_the_key_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,6 +239,11 @@ def test_an_answer_says_where_it_comes_from_and_keeps_the_order_of_the_rows(clie
     ]
 
 
+def test_an_id_may_be_a_number_as_in_a_lookup(client: Client) -> None:
+    number, text = told(client, [{"customer_id": 7}, {"customer_id": "7"}])["predictions"]
+    assert number == text | {"row": 1} and number["customer_id"] == "7"
+
+
 def test_an_override_counts_in_place_of_what_is_published_and_the_difference_is_seen(client: Client) -> None:
     published = client.get("/customers/7/features?score=leaving").json()["features"]
     (what_if,) = told(client, [{"customer_id": "7", "overrides": {"days_away": 59, "spend": None}}])["predictions"]
@@ -317,7 +322,7 @@ def test_unknown_customers_are_told_with_their_rows(client: Client) -> None:
         ({"features": FEATURES, "customer_id": "7"}, "has both features and a customer_id"),
         ({"features": FEATURES, "overrides": {}}, "has overrides, which only rows with a customer_id may have"),
         ({"customer_id": "7", "id": "a"}, "has an id, which only rows with features may have: a customer has one"),
-        ({"customer_id": 7}, "Expected `str`, got `int` - at `$.customer_id`"),
+        ({"customer_id": 7.5}, "Expected `int | str`, got `float` - at `$.customer_id`"),
         ({"customer_id": "7", "override": {}}, "Object contains unknown field `override`"),
         ([], "Expected `object`, got `array`"),
     ],

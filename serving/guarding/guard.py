@@ -62,17 +62,19 @@ class TargetTooLong(HTTPException):
     status_code = 414
 
 
-def needed(method: str, parts: list[str]) -> Permission:
-    """The permission that a request needs, by its method and the parts of its path."""
+def needed(method: str, parts: list[str]) -> tuple[Permission, ...]:
+    """The permissions of which a request needs one, by its method and the parts of its path."""
     first = parts[0] if parts else ""
-    if first == "jobs" or (first == "scores" and len(parts) > 2 and parts[2] == "jobs"):
-        return "jobs"
-    if method == "POST":
-        if first == "events":
-            return "events"
-        if first == "scores" and len(parts) == 3 and parts[2] == "predict":
-            return "predict"
-    return "read"
+    of_score = parts[2] if first == "scores" and len(parts) > 2 else ""
+    if first == "jobs" or of_score == "jobs":
+        return ("jobs",)
+    if method == "POST" and first == "events":
+        return ("events",)
+    if method == "POST" and of_score == "predict" and len(parts) == 3:
+        return ("predict",)
+    if of_score == "contract":  # which says what a prediction's request has to be
+        return ("read", "predict")
+    return ("read",)
 
 
 def guarded(
@@ -120,11 +122,11 @@ def guarded(
                 f" {seconds} s.",
                 headers={"Retry-After": str(seconds)},
             )
-        permission = needed(method, parts)
-        if not caller.may(permission):
-            may = ", ".join(sorted(caller.permissions))
+        permissions = needed(method, parts)
+        if not any(caller.may(permission) for permission in permissions):
+            may, needs = ", ".join(sorted(caller.permissions)), "' or '".join(permissions)
             raise PermissionDeniedException(
-                detail=f"The key '{caller.name}' may not do this: it needs the permission '{permission}' and has {may}."
+                detail=f"The key '{caller.name}' may not do this: it needs the permission '{needs}' and has {may}."
             )
         if caller.scores is not None and parts:
             # Of whatever is not its own, there or not, a key hears the same here: so it can't find out what is there.

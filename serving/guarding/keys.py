@@ -215,6 +215,7 @@ def main() -> None:
     file = Path(asked.data) / FILE
     try:
         if asked.command == "create":
+            was_open = not any(one.fault(time.time()) is None for one in read_keys(file))
             key, shown = create_key(
                 file,
                 asked.name,
@@ -225,6 +226,10 @@ def main() -> None:
                 expires=_day(asked.expires) if asked.expires else None,
             )
             print(_listed([key]), f"Keep this, it is not shown again:\n{shown}", sep="\n\n")
+            if was_open:
+                print("\nThere was no key before: from now on each request needs one, also of servers that run.")
+            if key.rate:
+                print("\nIts rate is shared out evenly over a server's processes: one connection has a share.")
             there = declared(Path(asked.data) / "generations")
             if unknown := sorted(set(key.scores or ()) - there):
                 print(

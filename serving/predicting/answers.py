@@ -20,8 +20,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     features: Values | UnsetType = UNSET
     id: str | UnsetType = UNSET
-    customer_id: str | UnsetType = UNSET
+    customer_id: str | int | UnsetType = UNSET
     overrides: Values | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if isinstance(self.customer_id, int):  # as a lookup takes it
+            msgspec.structs.force_setattr(self, "customer_id", str(self.customer_id))
 
 
 class PredictRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

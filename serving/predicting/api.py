@@ -47,8 +47,9 @@ _REQUEST = cast(Schema, request_schema())  # it is what a Schema becomes
 _ABOUT = """Scores rows with the model that scores the customers, to the same bits, without keeping anything of them.
 
 A row has all features (`GET /scores/{score}/contract` lists them), or the id of a customer and what would be different
-(`overrides`), from the features that are published. All rows are predicted, or none. Each score has this operation
-under a path of its own as well, with its features by type.
+(`overrides`), from the features that are published. Overrides are taken as they are: what is derived from the same
+facts stays as it is published, unless it is overridden too. All rows are predicted, or none. Each score has this
+operation under a path of its own as well, with its features by type.
 
     curl -H "Content-Type: application/json" -d '{"rows": [{"customer_id": "4711", "overrides": {"visits": 3}}]}' \\
          http://127.0.0.1:8000/scores/churn/predict

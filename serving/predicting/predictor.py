@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 from litestar.exceptions import NotFoundException, ServiceUnavailableException
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from serving.answers import EventFault
 from serving.catalogue import Catalogue, Served
@@ -166,7 +166,7 @@ def _prediction_of(number: int, asked: _Asked, found: Mapping[str, Any]) -> Pred
     probabilities = found.get("probabilities", UNSET)
     return Prediction(
         row=number,
-        customer_id=asked.row.customer_id,
+        customer_id=cast("str | UnsetType", asked.row.customer_id),
         id=asked.row.id,
         value=found["value"],
         band=found["band"],

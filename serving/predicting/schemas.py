@@ -114,7 +114,10 @@ def request_schema(properties: Schema | None = None, features: str = "") -> Sche
         "title": f"WhatIfRow_{features}" if features else "WhatIfRow",
         "description": "A customer of the score: the published features, except for those that are overridden.",
         "properties": {
-            "customer_id": {"type": "string", "description": "Parts of a composite key are joined by commas."},
+            "customer_id": {
+                "anyOf": [{"type": "string"}, {"type": "integer"}],
+                "description": "Parts of a composite key are joined by commas.",
+            },
             "overrides": {**overrides, "description": "Feature -> value; none leaves the customer as published."},
         },
         "required": ["customer_id"],
