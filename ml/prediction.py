@@ -60,7 +60,9 @@ def outcomes(
     if kind == "category":
         from scipy.special import softmax
 
-        return np.asarray(softmax(raw, axis=1), dtype=np.float64)
+        # CatBoost lays many rows out class by class, and one row by row: of eight classes or more numpy adds up the one
+        # in another order than the other, to other last bits.
+        return np.asarray(softmax(np.ascontiguousarray(raw), axis=1), dtype=np.float64)
     return raw if lowest is None else np.maximum(raw, lowest)
 
 

@@ -92,9 +92,12 @@ def _is_sound(file: Path) -> bool:
 
 def bury_the_dead(instance: dg.DagsterInstance, where: Paths) -> None:
     """Ends the runs whose process is gone, and gives their slots to others."""
-    unfinished = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
+    status = dg.DagsterRunStatus
+    unfinished = [status.NOT_STARTED, status.STARTED, status.STARTING, status.CANCELING]
     for record in instance.get_run_records(dg.RunsFilter(statuses=unfinished)):
         run = record.dagster_run
+        if run.status == status.NOT_STARTED and not _alive_file(where, run.run_id).is_file():
+            continue  # no process has begun with it
         if _lives(_alive_file(where, run.run_id), record.update_timestamp.timestamp()):
             continue
         instance.report_run_failed(

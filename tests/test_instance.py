@@ -19,7 +19,14 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from orchestration.instance import STARTING, in_process_executor, open_instance, storage_fault, storage_kept_open
+from orchestration.instance import (
+    STARTING,
+    bury_the_dead,
+    in_process_executor,
+    open_instance,
+    storage_fault,
+    storage_kept_open,
+)
 from orchestration.project import Paths, ProjectError, paths
 from tests.conftest import LOANS, REPOSITORY, environment_of
 
@@ -202,6 +209,19 @@ def test_the_ui_says_that_its_port_is_taken_and_leaves_nothing_running(tmp_path:
     assert done.returncode == 1
     assert f"Port {port} of 127.0.0.1 cannot be had" in done.stderr
     assert not (tmp_path / "data" / "dagster").exists()
+
+
+def test_a_run_whose_process_died_between_its_record_and_its_start_is_dead(where: Paths) -> None:
+    with open_instance(where) as instance:
+        begun, waits = (str(uuid.uuid4()) for _ in range(2))
+        for run_id in (begun, waits):
+            instance.add_run(dg.DagsterRun(job_name="everything", run_id=run_id))
+        (where.dagster_home / "alive").mkdir(exist_ok=True)
+        (where.dagster_home / "alive" / begun).touch()
+        bury_the_dead(instance, where)
+        statuses = {run.run_id: run.status for run in instance.get_runs()}
+    assert statuses == {begun: dg.DagsterRunStatus.FAILURE, waits: dg.DagsterRunStatus.NOT_STARTED}
+    assert not (where.dagster_home / "alive" / begun).exists()
 
 
 def test_what_is_written_while_storage_is_kept_open_is_in_the_file_afterwards(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ml.calibration import Calibration
 from ml.cards import make_card
 from ml.declarations import Kind
 from ml.encoding import EncodingError, encode
 from ml.explanation import as_text, contributions
 from ml.learning import Explained
-from ml.prediction import bands_of, score_batch, score_rows
+from ml.prediction import bands_of, outcomes, score_batch, score_rows
 from ml.registry import Model
 from ml.training import train
 from tests.small_data import (
@@ -355,6 +356,15 @@ def test_customers_of_several_columns_are_drawn_by_all_of_them() -> None:
 
 
 # --- Categories
+
+
+@pytest.mark.parametrize("classes", [2, 7, 8, 9, 17, 130])
+def test_of_however_many_classes_a_row_has_the_same_probabilities_in_any_batch(classes: int) -> None:
+    raw = np.random.default_rng(0).normal(0, 3, (300, classes))
+    together = outcomes("category", np.asfortranarray(raw), None, Calibration())  # as CatBoost lays out many rows
+    for size in (1, 2, 15):
+        parts = [outcomes("category", raw[row : row + size], None, Calibration()) for row in range(0, 300, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), together)
 
 
 def test_a_category_has_the_likeliest_class_as_its_band_and_the_probability_of_each() -> None:

@@ -59,6 +59,8 @@ def _told(body: bytes, error: Exception) -> HTTPException:
     """The problem of a body that is not as it should be, with the rows that are not."""
     if isinstance(error, RecursionError):
         return ClientException(detail="The body is nested too deeply: a feature's value is no list and no object.")
+    if not body:
+        return ClientException(detail="The body is empty.")
     if not isinstance(error, msgspec.ValidationError):
         return ClientException(detail=f"The body is no JSON: {error}.")
     try:
