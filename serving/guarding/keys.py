@@ -225,17 +225,18 @@ def main() -> None:
                 burst=_number("burst", asked.burst) if asked.burst else None,
                 expires=_day(asked.expires) if asked.expires else None,
             )
-            print(_listed([key]), f"Keep this, it is not shown again:\n{shown}", sep="\n\n")
+            told = [_listed([key])]
             if was_open:
-                print("\nThere was no key before: from now on each request needs one, also of servers that run.")
+                told.append("There was no key before: from now on each request needs one, also of servers that run.")
             if key.rate:
-                print("\nIts rate is shared out evenly over a server's processes: one connection has a share.")
+                told.append("Its rate is shared out evenly over a server's processes: one connection has a share.")
             there = declared(Path(asked.data) / "generations")
             if unknown := sorted(set(key.scores or ()) - there):
-                print(
-                    f"\nNo score is called {', '.join(unknown)} yet (there are: {', '.join(sorted(there)) or 'none'});"
+                told.append(
+                    f"No score is called {', '.join(unknown)} yet (there are: {', '.join(sorted(there)) or 'none'});"
                     " if that is no mistake, the key is good for it once it is published."
                 )
+            print(*told, f"Keep this, it is not shown again:\n{shown}", sep="\n\n")
         elif asked.command == "list":
             print(_listed(read_keys(file)))
         else:
