@@ -6,7 +6,6 @@ they take a tenth of that, and come to the same bits, or it is not done. Of many
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +110,8 @@ def made_up_rows(model: dict[str, Any], rows: int) -> "NDArray[np.float32]":
     chance = np.random.default_rng(0)
     columns = []
     for feature in model["features_info"]["float_features"]:
-        borders = np.array(_borders(feature), dtype=np.float32)
+        borders = np.array(feature.get("borders") or [0.0], dtype=np.float32)
         beyond = np.nextafter(borders, np.finfo(np.float32).max)
         possible = np.concatenate([[np.nan], borders, beyond, [borders[-1] + 1]], dtype=np.float32)
         columns.append(np.append(possible[:1], chance.choice(possible, rows - 1)))
     return np.array(columns, dtype=np.float32).T
-
-
-def _borders(feature: dict[str, Any]) -> Sequence[float]:
-    return feature.get("borders") or [0.0]

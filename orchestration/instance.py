@@ -42,9 +42,9 @@ def storage_kept_open() -> Iterator[None]:
     """Keeps what this process opens of Dagster's storage open until the end of the block.
 
     Dagster opens SQLite anew for each event. Whoever closes it last has all that was written copied into the file and
-    forced to the disk, as each commit is: of a run's time that is a fifth, on a slow disk half. Here a commit is forced
-    to the disk now and then, and by the end: nothing is lost where the process is killed, and where the power fails the
-    history of the last run at most.
+    forced to the disk, as each commit is: where the disk is busy that is a third of a run's time. Here a commit is
+    forced to the disk now and then, and by the end: nothing is lost where the process is killed, and where the power
+    fails the history of the last run at most.
     """
     kept: dict[str, sqlite3.Connection] = {}
 

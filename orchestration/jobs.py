@@ -192,7 +192,8 @@ def work_off(scoring: dg.JobDefinition, instance: dg.DagsterInstance, where: Pat
 
 def main() -> int:
     """`make jobs`."""
-    from orchestration.run import Display, in_sight, read_and_import
+    from orchestration.display import Display
+    from orchestration.run import in_sight, read_and_import
 
     def work(where: Paths, console: "Console", log: Path) -> int:
         display = Display(console)

@@ -243,7 +243,8 @@ def _rewritten(connection: Connection, tables: Sequence[tuple[str, str]]) -> lis
 
 def _leaks(where: Paths, console: "Console", log: Path, model: str | None, config: Guard) -> int:
     """Runs the job `leaks` on all feature models, or one; the exit code."""
-    from orchestration.run import Display, read_and_import, tell_failures
+    from orchestration.display import Display, tell_failures
+    from orchestration.run import read_and_import
 
     display = Display(console)
     with display.progress:

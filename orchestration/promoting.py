@@ -149,7 +149,8 @@ def _decide(
     """Records a decision on a score, and makes and publishes what comes of it; the exit code."""
     import dagster as dg
 
-    from orchestration.run import Display, read_and_import, tell_failures
+    from orchestration.display import Display, tell_failures
+    from orchestration.run import read_and_import
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -104,6 +104,10 @@ def test_the_first_key_says_that_from_now_on_each_request_needs_one(
 ) -> None:
     first, second = (in_process(tmp_path, monkeypatch, capsys, "create", name, "--rate", "5") for name in ("a", "b"))
     assert "from now on each request needs one" in first and "from now on" not in second
+    for name in ("a", "b"):
+        revoke_key(tmp_path / keys.FILE, name)
+    third = in_process(tmp_path, monkeypatch, capsys, "create", "c")
+    assert "from now on" not in third, "a server stays closed after its last key was revoked"
     assert "shared out evenly over a server's processes" in second
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Run, copy_of, environment_of, query, served_rows
+from tests.conftest import LOANS, REPOSITORY, Run, copy_of, environment_of, query, served_rows
 
 SCORE = "default_risk"
 VERSIONS = (
@@ -93,7 +93,7 @@ def test_a_text_may_be_declared_as_an_enum_which_models_read_as_text(loans_run: 
     assert checked.returncode == 0, checked.stderr
 
 
-def test_a_new_column_is_free_and_one_goes_once_a_champion_was_trained_without_it(
+def test_a_new_column_is_free_and_one_goes_once_a_champion_was_trained_without_it_and_may_come_back(
     loans_run: Run, tmp_path: Path
 ) -> None:
     run = copy_of(loans_run, tmp_path)
@@ -136,6 +136,11 @@ def test_a_new_column_is_free_and_one_goes_once_a_champion_was_trained_without_i
     without_the_joint_account(run.project)
     second = run.again()
     assert second.code == 0, second.printed
+
+    for file in (MODEL, CONTRACT, Path("models/scores.yml")):
+        (run.project / file).write_bytes((LOANS / file).read_bytes())
+    back = check(run)
+    assert back.returncode == 0, back.stderr
 
 
 def test_a_champion_scores_on_while_what_is_excluded_has_not_passed_the_gate(loans_run: Run, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from orchestration.display import reasons_of_dbt
 from orchestration.project import Paths
-from orchestration.run import as_of_told, reasons_of_dbt, run
+from orchestration.run import as_of_told, run
 from tests.conftest import LOANS, REPOSITORY, environment_of, run_pipeline
 from tests.sample_generations import a_generation
 

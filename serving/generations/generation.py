@@ -55,17 +55,21 @@ class Reason(msgspec.Struct, frozen=True):
     ] = ""  # of generations of before
 
 
+Value = Annotated[
+    float, Meta(description="The score: a probability, an amount, or the probability of the likeliest class.")
+]
+Band = Annotated[
+    str | None, Meta(description="The band of the value; null if it has none. Of a category the likeliest class.")
+]
+
+
 class CustomerScore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a score says of one customer, as it was published."""
 
     score: Annotated[str, Meta(description="Name of the score.")]
     customer_id: Annotated[str, Meta(description="The id; parts of a composite key are joined by commas.")]
-    value: Annotated[
-        float, Meta(description="The score: a probability, an amount, or the probability of the likeliest class.")
-    ]
-    band: Annotated[
-        str | None, Meta(description="The band of the value; null if it has none. Of a category the likeliest class.")
-    ]
+    value: Value
+    band: Band
     percentile: Annotated[
         float | None,
         Meta(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from serving.generations.generation import Reason
+from serving.generations.generation import Band, Reason, Value
 
 MOST_ROWS = 1000  # of one request
 
@@ -41,12 +41,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     row: Annotated[int, Meta(description="The row's place in the request, from 1.")]
     customer_id: Annotated[str | UnsetType, Meta(description="Of a row that gave one.")] = UNSET
     id: Annotated[str | UnsetType, Meta(description="Of a row that gave one.")] = UNSET
-    value: Annotated[
-        float, Meta(description="The score: a probability, an amount, or the probability of the likeliest class.")
-    ]
-    band: Annotated[
-        str | None, Meta(description="The band of the value; null if it has none. Of a category the likeliest class.")
-    ]
+    value: Value
+    band: Band
     percentile: Annotated[
         float | None,
         Meta(
