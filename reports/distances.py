@@ -1,0 +1,177 @@
+"""How far two distributions of a column lie apart, and how far apart they lie without anything having happened.
+
+Columns are compared by their binned counts, so that every row counts, whatever their number, and none is in memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from ml.encoding import ColumnType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LEAST_SHARE = 1e-4  # of a bin, as the PSI of an empty one would be infinite
+# Standard deviations above the mean of what chance alone makes of a distance: one column of a thousand lies beyond.
+NOISE_ERRORS = 3.0
+
+
+class Bins(msgspec.Struct, frozen=True, kw_only=True):
+    """How a column's values are counted: a number, date or boolean by the upper edges of its bins, of which one more
+    is beyond the last; a category by its `categories`, with one more for all others."""
+
+    name: str
+    type: ColumnType
+    edges: tuple[float, ...] = ()
+    categories: tuple[str, ...] = ()
+
+    @property
+    def is_category(self) -> bool:
+        return self.type in ("category", "boolean")
+
+    @property
+    def count(self) -> int:
+        return 1 + len(self.categories if self.is_category else self.edges)
+
+
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+    """A column's values in some rows: `counts` by its bins, without the `nulls`. Of a category there are no moments;
+    `new` are the most frequent of the values that are none of its categories."""
+
+    rows: int
+    nulls: int
+    counts: tuple[int, ...]
+    mean: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    new: tuple[str, ...] = ()
+
+    @property
+    def null_share(self) -> float:
+        return self.nulls / self.rows if self.rows else 0.0
+
+
+class Allowance(msgspec.Struct, frozen=True):
+    """How far a column lies from its reference although nothing has happened: by all bins, and by the nulls alone."""
+
+    distance: float = 0.0
+    nulls: float = 0.0
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A column of some rows beside a reference.
+
+    `distance` is the share of the rows that would have to be in another bin for both to be alike, nulls being a bin of
+    their own (the total variation distance): 0 to 1. `usual` is how much of it is no news, `effect` what is beyond it.
+    `psi` is the population stability index (Siddiqi, "Credit Risk Scorecards", 2006): the sum of (p - q) ln(p / q).
+    """
+
+    distance: float
+    psi: float
+    usual: float
+    effect: float
+
+
+def shares(one: Distribution) -> "NDArray[np.float64]":
+    """The share of the rows in each bin, the nulls last."""
+    counts = np.array([*one.counts, one.nulls], dtype=np.float64)
+    return counts / max(one.rows, 1)
+
+
+def merged(parts: Sequence[Distribution]) -> Distribution:
+    """The distribution of all the rows of some parts. Raises `ValueError` if there is no part."""
+    if not parts:
+        raise ValueError("nothing to merge: a distribution needs one part at least")
+    known = [(one.rows - one.nulls, one) for one in parts if one.rows > one.nulls and one.mean is not None]
+    total = sum(rows for rows, _ in known)
+    mean = sum(rows * (one.mean or 0.0) for rows, one in known) / total if total else None
+    square = sum(rows * ((one.sd or 0.0) ** 2 + ((one.mean or 0.0) - (mean or 0.0)) ** 2) for rows, one in known)
+    return Distribution(
+        rows=sum(one.rows for one in parts),
+        nulls=sum(one.nulls for one in parts),
+        counts=tuple(map(sum, zip(*(one.counts for one in parts), strict=True))),
+        mean=mean,
+        sd=float(np.sqrt(square / total)) if total else None,
+        low=min((one.low for _, one in known if one.low is not None), default=None),
+        high=max((one.high for _, one in known if one.high is not None), default=None),
+        new=tuple(dict.fromkeys(name for one in parts for name in one.new)),
+    )
+
+
+NOTHING = Allowance()
+
+
+def compare(current: Distribution, reference: Distribution, usual: Allowance = NOTHING) -> Comparison:
+    """A column beside its reference; `usual` is what it may differ by besides chance, which the rows decide."""
+    p, q = shares(current), shares(reference)
+    distance = float(np.abs(p - q).sum() / 2)
+    allowed = max(usual.distance, noise(reference, current.rows))
+    nulls = abs(current.null_share - reference.null_share) - max(
+        usual.nulls, _noise_of(q[-1:], current.rows, reference)
+    )
+    return Comparison(
+        distance=distance,
+        psi=_psi(p, q),
+        usual=min(allowed, 1.0),
+        effect=max(distance - allowed, nulls, 0.0) if current.rows and reference.rows else 0.0,
+    )
+
+
+def _psi(p: "NDArray[np.float64]", q: "NDArray[np.float64]") -> float:
+    # A bin that is empty on both sides says nothing.
+    seen = (p > 0) | (q > 0)
+    p, q = np.maximum(p[seen], LEAST_SHARE), np.maximum(q[seen], LEAST_SHARE)
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+def noise(reference: Distribution, rows: int) -> float:
+    """The distance that `rows` drawn from the reference hardly exceed: its mean by chance, and three deviations.
+
+    Each bin's difference is about normal with the variance q (1 - q) (1/n + 1/m); its absolute value has the mean
+    sqrt(2/pi) and the variance 1 - 2/pi, in units of that deviation.
+    """
+    return _noise_of(shares(reference), rows, reference)
+
+
+def _noise_of(q: "NDArray[np.float64]", rows: int, reference: Distribution) -> float:
+    variance = q * (1 - q) * (1 / max(rows, 1) + 1 / max(reference.rows, 1))
+    mean = np.sqrt(2 / np.pi) * np.sqrt(variance).sum() / 2
+    deviation = np.sqrt((1 - 2 / np.pi) * variance.sum()) / 2
+    return float(mean + NOISE_ERRORS * deviation)
+
+
+def usual_of_whole(dates: Mapping[date, Distribution]) -> Allowance:
+    """How far single dates lay from all of them together: the most that any did. Season and trend are in it."""
+    if len(dates) < 2:
+        return Allowance()
+    whole = merged(list(dates.values()))
+    q = shares(whole)
+    apart = [shares(one) - q for one in dates.values() if one.rows]
+    return Allowance(
+        max((float(np.abs(difference).sum() / 2) for difference in apart), default=0.0),
+        max((float(abs(difference[-1])) for difference in apart), default=0.0),
+    )
+
+
+def usual_between(dates: Mapping[date, Distribution], days: int) -> Allowance:
+    """How far two dates lay apart that had so many days between them: the most that any pair did.
+
+    Where no pair had just that distance those of the nearest distance count.
+    """
+    ordered = sorted(day for day, one in dates.items() if one.rows)
+    pairs = [(abs((later - earlier).days - days), earlier, later) for i, earlier in enumerate(ordered)
+             for later in ordered[i + 1 :]]  # fmt: skip
+    if not pairs:
+        return Allowance()
+    nearest = min(distance for distance, _, _ in pairs)
+    known = {day: shares(dates[day]) for day in ordered}
+    apart = [known[later] - known[earlier] for distance, earlier, later in pairs if distance == nearest]
+    return Allowance(
+        max(float(np.abs(difference).sum() / 2) for difference in apart),
+        max(float(abs(difference[-1])) for difference in apart),
+    )

@@ -1,0 +1,167 @@
+"""What has become of a column that drifted: the fault by its name, if it has one, and where in the customers it is."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from reports.distances import Bins, Comparison, Distribution, shares
+
+Kind = Literal["stuck at null", "more nulls", "stuck at a value", "unit change", "renamed", "new values",
+               "part of the customers", "mix", "shift"]  # fmt: skip
+# What the business or the season may do by itself; all others are faults of data until somebody knows better.
+MOVES: tuple[Kind, ...] = ("shift", "mix")
+
+STUCK = 0.98  # of the rows
+LEAST_FACTOR = 1.5  # of a unit change, either way: miles to kilometres are 1.6
+SAME_FACTOR = 0.05  # how far the factors of mean and spread may lie apart, as a share
+SAME_REACH = 0.25  # and that of the largest value, which is one customer's
+GONE = 0.1  # what is left of a category that is gone, as a share of what it was
+LEAST_OF_A_CATEGORY = 0.01
+STANDARD = {  # what is known to be converted into each other
+    100: "dollars to cents", 1000: "a thousandth of the unit", 60: "minutes to seconds", 24: "days to hours",
+    7: "weeks to days", 12: "years to months", 1.609344: "miles to kilometres", 2.204623: "kilograms to pounds",
+    2.54: "inches to centimetres",
+}  # fmt: skip
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What has become of a column: `told` has the figures."""
+
+    kind: Kind
+    told: str
+
+    @property
+    def is_breakage(self) -> bool:
+        return self.kind not in MOVES
+
+
+class InSegment(msgspec.Struct, frozen=True, kw_only=True):
+    """A column in a part of the customers, beside the same part of the reference."""
+
+    column: str
+    value: str
+    rows: int
+    comparison: Comparison
+
+
+def fault_of(
+    bins: Bins,
+    current: Distribution,
+    reference: Distribution,
+    before: Distribution | None = None,
+    segments: Sequence[InSegment] = (),
+    effect: float = 0.05,
+) -> Fault:
+    """The fault of a column that has drifted by `effect` or more.
+
+    `reference` is what the model learned from; `before` the newest date on which the column was in order, which tells a
+    sudden change best.
+    """
+    was = before or reference
+    found = _of_nulls(current, was, effect) or (
+        _of_categories(bins, current, was, effect) if bins.is_category else _of_numbers(current, was, reference)
+    )
+    if found is not None:
+        return found
+    told = _moved(bins, current, reference)
+    return _where(segments, told, effect) or Fault("shift", told)
+
+
+def _of_nulls(current: Distribution, was: Distribution, effect: float) -> Fault | None:
+    now, then = current.null_share, was.null_share
+    if now - then < effect:
+        return None
+    told = f"{now:.0%} of the rows are null, {then:.0%} were"
+    return Fault("stuck at null" if now >= STUCK else "more nulls", told)
+
+
+def _of_categories(bins: Bins, current: Distribution, was: Distribution, effect: float) -> Fault | None:
+    p, q = shares(current), shares(was)
+    values = [*bins.categories]
+    gone = [place for place in range(len(values)) if q[place] >= LEAST_OF_A_CATEGORY and p[place] <= GONE * q[place]]
+    lost, come = float(sum(q[place] - p[place] for place in gone)), float(p[len(values)] - q[len(values)])
+    named = ", ".join(repr(values[place]) for place in gone[:3]) + (f" and {len(gone) - 3} more" if gone[3:] else "")
+    new = ", ".join(map(repr, current.new[:3]))
+    if gone and come >= effect / 2 and abs(come - lost) <= max(0.25 * lost, 0.01):
+        return Fault(
+            "renamed", f"{named} is gone, which {lost:.0%} of the rows had, and {new} has come with {come:.0%}"
+        )
+    if come >= effect:
+        return Fault("new values", f"{p[len(values)]:.0%} of the rows have values that training has not seen: {new}")
+    top = int(np.argmax(p[:-1])) if len(p) > 1 else 0
+    if p[top] >= STUCK > q[top] + effect:
+        only = repr(values[top]) if top < len(values) else new
+        return Fault("stuck at a value", f"{p[top]:.0%} of the rows are {only}, {q[top]:.0%} were")
+    return None
+
+
+def _of_numbers(current: Distribution, was: Distribution, reference: Distribution) -> Fault | None:
+    if current.low is not None and current.low == current.high and was.low != was.high:
+        return Fault("stuck at a value", f"all rows are {_number(current.low)}")
+    for other in (was, reference):
+        factor = _factor(current, other)
+        if factor is not None:
+            return Fault("unit change", f"all values are {_times(factor)} what they were{_known(factor)}")
+    return None
+
+
+def _factor(current: Distribution, was: Distribution) -> float | None:
+    """What all values seem to be multiplied by: mean, spread and the largest are so alike; None if they are not."""
+    if not (current.mean and was.mean and current.sd and was.sd and current.mean / was.mean > 0):
+        return None
+    factor = current.mean / was.mean
+    if abs(math.log(factor)) < math.log(LEAST_FACTOR) or abs(current.sd / was.sd / factor - 1) > SAME_FACTOR:
+        return None
+    reach, was_reach = (max(abs(one.low or 0.0), abs(one.high or 0.0)) for one in (current, was))
+    return factor if was_reach and abs(reach / was_reach / factor - 1) <= SAME_REACH else None
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.3g} times" if factor >= 1 else f"1/{1 / factor:.3g} of"
+
+
+def _known(factor: float) -> str:
+    for standard, told in STANDARD.items():
+        if abs(factor / standard - 1) <= 0.03:
+            return f" ({told}?)"
+        if abs(factor * standard - 1) <= 0.03:
+            ends = told.split(" to ")
+            return f" ({' to '.join(reversed(ends))}?)" if len(ends) == 2 else f" (a unit {standard:g} times as large?)"
+    return ""
+
+
+def _moved(bins: Bins, current: Distribution, reference: Distribution) -> str:
+    if bins.is_category:
+        p, q = shares(current), shares(reference)
+        names = [*map(repr, bins.categories), "others", "null"]
+        place = int(np.argmax(np.abs(p - q)))
+        return f"{names[place]} went from {q[place]:.0%} to {p[place]:.0%} of the rows"
+    if current.mean is None or reference.mean is None:
+        return "no values to compare"
+    told = f"the mean went from {_number(reference.mean)} to {_number(current.mean)}"
+    return told + (f" ({(current.mean - reference.mean) / reference.sd:+.2f} σ)" if reference.sd else "")
+
+
+def _where(segments: Sequence[InSegment], told: str, effect: float) -> Fault | None:
+    """Whether only a part of the customers has moved, or none within its part: then the parts' shares have."""
+    rows = sum(one.rows for one in segments)
+    if len(segments) < 2 or not rows:
+        return None
+    moved = [one for one in segments if one.comparison.effect >= effect]
+    if not moved:
+        within = sum(one.rows * one.comparison.effect for one in segments) / rows
+        if within < effect / 4:
+            return Fault("mix", f"{told}, but not within each {segments[0].column}: their shares have moved")
+        return None
+    still = [one for one in segments if one.comparison.effect < effect / 4]
+    if len(moved) + len(still) == len(segments) and still and sum(one.rows for one in moved) < rows / 2:
+        parts = ", ".join(repr(one.value) for one in moved[:3])
+        return Fault("part of the customers", f"{told}, only where {moved[0].column} is {parts}")
+    return None
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4g}"

@@ -1,0 +1,150 @@
+"""Incidents: what has drifted at a date, put together by its likely cause, so that each cause is told once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+
+import msgspec
+
+from reports.faults import Fault
+
+# Of a raw column: the share that the drifted features it made have among all that it made and all that have drifted.
+LEAST_ALIKE = 0.2
+
+
+class Drifted(msgspec.Struct, frozen=True, kw_only=True):
+    """A column that has drifted at a date: by how much, since when, and what has become of it.
+
+    `importance` is its share of the champion's (0 to 1), and 1 of the score itself; `roots` are the raw columns that it
+    is made from, as `raw.orders.amount`.
+    """
+
+    column: str
+    effect: float
+    importance: float
+    began: date
+    fault: Fault
+    roots: tuple[str, ...] = ()
+
+    @property
+    def impact(self) -> float:
+        return self.effect * self.importance
+
+
+class Incident(msgspec.Struct, frozen=True, kw_only=True):
+    """Columns that have drifted by one cause, the weightiest first.
+
+    `kind` is "lost source", a fault of `reports.faults`, or "score" if the scores have moved and no feature has;
+    `cause` the raw table or column that they have in common, None where there is none.
+    """
+
+    kind: str
+    columns: tuple[Drifted, ...]
+    cause: str | None = None
+    evidence: str = ""
+
+    @property
+    def impact(self) -> float:
+        return sum(one.impact for one in self.columns)
+
+    @property
+    def began(self) -> date:
+        return min(one.began for one in self.columns)
+
+    @property
+    def is_breakage(self) -> bool:
+        return self.kind == "lost source" or any(one.fault.is_breakage for one in self.columns)
+
+
+def incidents_of(
+    drifted: Sequence[Drifted],
+    made_of: Mapping[str, Sequence[str]],
+    lost: Mapping[str, str],
+    predictions: Sequence[Drifted] = (),
+) -> list[Incident]:
+    """The incidents of a date, breakages first, then the weightiest.
+
+    `drifted` are features, `predictions` the score and its bands where they have; `made_of` are the raw columns of
+    every feature, `lost` the raw tables from which nothing comes any more, with the evidence. Columns are put together
+
+    1. by a lost table that they are made from,
+    2. the broken ones, with what moved on the same date, by the raw column that made most of them and least else,
+    3. and all that merely moved into one incident.
+
+    The score goes with the weightiest of these, as its consequence.
+    """
+    left = list(drifted)
+    found: list[Incident] = []
+    for table in sorted(lost):
+        of_table = [one for one in left if any(_table(root) == table for root in one.roots)]
+        if of_table:
+            found.append(_incident("lost source", of_table, table, lost[table]))
+            left = [one for one in left if one not in of_table]
+    while any(one.fault.is_breakage for one in left):
+        broken = [one for one in left if one.fault.is_breakage]
+        cause = _common_root(broken, made_of)
+        began = {one.began for one in broken if cause is None or cause in one.roots}
+        group = [
+            one
+            for one in left
+            if (cause in one.roots if cause else not one.roots) and (one.fault.is_breakage or one.began in began)
+        ] or broken[:1]
+        first = max((one for one in group if one.fault.is_breakage), key=lambda one: one.impact)
+        found.append(_incident(first.fault.kind, group, cause))
+        left = [one for one in left if one not in group]
+    if left:
+        kinds = {one.fault.kind for one in left}
+        found.append(_incident(kinds.pop() if len(kinds) == 1 else "shift", left, None))
+    found.sort(key=lambda one: (not one.is_breakage, -one.impact))
+    if predictions and found:
+        with_score = msgspec.structs.replace(found[0], columns=(*found[0].columns, *predictions))
+        return [with_score, *found[1:]]
+    return [_incident("score", predictions, None)] if predictions else found
+
+
+def _incident(kind: str, columns: Sequence[Drifted], cause: str | None, evidence: str = "") -> Incident:
+    ordered = sorted(columns, key=lambda one: (-one.impact, one.column))
+    return Incident(kind=kind, columns=tuple(ordered), cause=cause, evidence=evidence)
+
+
+def _common_root(broken: Sequence[Drifted], made_of: Mapping[str, Sequence[str]]) -> str | None:
+    """The raw column whose features are most nearly the broken ones (Jaccard's index); None if none is near."""
+    names = {one.column for one in broken}
+    of_roots: dict[str, set[str]] = {}
+    for feature, roots in made_of.items():
+        for root in roots:
+            of_roots.setdefault(root, set()).add(feature)
+    alike = {
+        root: len(names & features) / len(names | features) for root, features in of_roots.items() if names & features
+    }
+    best = max(sorted(alike), key=lambda root: alike[root], default=None)
+    return best if best is not None and alike[best] >= LEAST_ALIKE else None
+
+
+def _table(root: str) -> str:
+    return root.rpartition(".")[0]
+
+
+def told(incident: Incident, most: int = 3) -> str:
+    """An incident in a sentence: what, since when, by which columns, and where it comes from."""
+    what = {
+        "lost source": f"nothing comes from {incident.cause} any more",
+        "score": "the scores have moved, though no feature has",
+        "shift": "customers have moved",
+        "mix": "the mix of customers has changed",
+        "part of the customers": "a part of the customers has moved",
+    }.get(incident.kind, incident.kind)
+    named = _some((f"{one.column} ({_why(one)})" for one in incident.columns), most)
+    cause = f"; made from {incident.cause}" if incident.cause and incident.kind != "lost source" else ""
+    evidence = f" ({incident.evidence})" if incident.evidence else ""
+    return f"{what}{evidence}, since {incident.began}: {named}{cause}"
+
+
+def _why(one: Drifted) -> str:
+    share = f"{one.importance:.1%} of the importance, " if one.importance < 1 else ""
+    return f"{share}{one.effect:.0%} beyond the usual: {one.fault.told}"
+
+
+def _some(texts: Iterable[str], most: int) -> str:
+    listed = list(texts)
+    more = len(listed) - most
+    return "; ".join([*listed[:most], *([f"{more} more"] if more > 0 else [])])
