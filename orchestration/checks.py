@@ -16,6 +16,8 @@ NOT_OF_DATA = ("gate",)
 RIGHT_IN_TIME = "right_in_time"
 # The check of a champion's realised performance: see performance.py.
 AS_PROMISED = "as_promised"
+# The check of a score's drift: see drifting.py.
+IN_ORDER = "nothing_drifted"
 MEND_LEAK = (
     "mend the model, run everything, so that what is stored is built anew, then make leaks, which alone evaluates"
     f" {RIGHT_IN_TIME}, and when that passes everything again"

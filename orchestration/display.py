@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from orchestration.checks import AS_PROMISED, RIGHT_IN_TIME
+from orchestration.checks import AS_PROMISED, IN_ORDER, RIGHT_IN_TIME
 from orchestration.project import Paths, read_json
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class Display:
         asset = ".".join(check.asset_key.path)
         told = "; ".join(str(value.value) for key, value in check.metadata.items() if key == "difference")
         warns = check.severity.value == "WARN"
-        if check.check_name in (AS_PROMISED, "gate") or (not told and check.check_name in ("freshness", RIGHT_IN_TIME)):
+        by_description = check.check_name in (AS_PROMISED, IN_ORDER, "gate")
+        if by_description or (not told and check.check_name in ("freshness", RIGHT_IN_TIME)):
             told = check.description or ""
         if warns and check.check_name == "gate":
             told += "; the champion goes on scoring"
@@ -95,7 +96,7 @@ class Display:
         self.console.print(
             f"{sign} {asset}: check {check.check_name} failed{': ' + escape(told) if told else ''}",
             highlight=False,
-            soft_wrap=check.check_name in (AS_PROMISED, RIGHT_IN_TIME),
+            soft_wrap=check.check_name in (AS_PROMISED, IN_ORDER, RIGHT_IN_TIME),
         )
 
     def _failed(self, step: str, data: Any) -> None:

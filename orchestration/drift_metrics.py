@@ -117,17 +117,8 @@ def _count_reference(
 ) -> list[Bins]:
     """Counts the rows that a version learned from, and what it said of its held-out dates; gives the bins."""
     version = champion["version"]
-    file = training_set_file(where.training_sets, score, champion["training_set"])
-    if warehouse.frozen_rows(connection, file) is None:
-        raise ScoringError(
-            f"score '{score.name}': {file}, from which version {version} has learned, is missing or damaged, so its"
-            " drift can't be told; bring a copy back. The next champion has a training set of its own"
-        )
+    rows = trained_rows(connection, score, champion, where)
     as_of, keys = warehouse.name(score.as_of), warehouse.names([*score.entity, score.as_of])
-    rows = f"""
-        select * from read_parquet({warehouse.literal(str(file))})
-        where {as_of}::date <= date '{champion["train_to"]}' and matures_on::date <= date '{champion["holdout_from"]}'
-    """
     segments = [_values(connection, score, name, rows) for name in segment_columns]
     bins = learn_bins(connection, rows, card.encoder.columns, f"hash({keys}, {SEED}), {keys}")
     trained = count(connection, rows, f"{as_of}::date", bins, segments, each=False)
@@ -149,6 +140,21 @@ def _count_reference(
             monitoring.keep_distributions(connection, score, version, part, counted, {})
         monitoring.keep_bins(connection, score, version, [*bins, *of_score], of)
     return [*bins, *of_score]
+
+
+def trained_rows(connection: Connection, score: Score, champion: Mapping[str, Any], where: Paths) -> str:
+    """SQL of the rows that a version learned from. Raises `ScoringError` if its training set is lost."""
+    file = training_set_file(where.training_sets, score, champion["training_set"])
+    if warehouse.frozen_rows(connection, file) is None:
+        raise ScoringError(
+            f"score '{score.name}': {file}, from which version {champion['version']} has learned, is missing or"
+            " damaged, so its drift can't be told; bring a copy back. The next champion has a training set of its own"
+        )
+    return f"""
+        select * from read_parquet({warehouse.literal(str(file))})
+        where {warehouse.name(score.as_of)}::date <= date '{champion["train_to"]}'
+            and matures_on::date <= date '{champion["holdout_from"]}'
+    """
 
 
 @contextmanager

@@ -1,165 +1,183 @@
-"""Tells how a score has drifted: its newest customers against the champion's training data, as a report to read."""
+"""Tells how a score has drifted: figures of every row, incidents with their alerts, and a page to read."""
 
-import hashlib
 import json
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from ml.declarations import Project, Score
-from orchestration import warehouse
+from orchestration import versions, warehouse
+from orchestration.alerting import send_alerts
 from orchestration.cataloguing import tell_features
-from orchestration.checks import refuse_unsound
+from orchestration.checks import IN_ORDER, refuse_unsound
+from orchestration.drift_metrics import BAND, PREDICTION, measure_drift
+from orchestration.drift_pages import PAGE, write_pages
+from orchestration.incidents import Known, update_incidents
 from orchestration.judging import current_champion
-from orchestration.model_files import load_card, load_model
+from orchestration.model_files import load_card
 from orchestration.project import Paths, read_json, replaced
-from orchestration.training import SEED
-from orchestration.training_sets import ScoringError, training_set_file
+from orchestration.training_sets import ScoringError, clock
 from orchestration.warehouse import Connection
 
-# Rows of either side that the report reads: enough to see a shift of a few percent, few enough for any table's size.
-SAMPLED = 2000
-# Features with charts, besides the score: the time and size of Evidently's page grow with the columns, not the rows.
-CHARTED = 20
-# What the score is called beside the features, of which one may be called "score".
-PREDICTION = "the score"
+if TYPE_CHECKING:
+    from ml.registry import Card
+
+PAGES = "http://127.0.0.1:8000"  # where make serve listens
+FIGURES = "drift.json"
 
 
-def report_drift(connection: Connection, score: Score, where: Paths) -> dict[str, Any]:
-    """Writes the drift report of the newest as-of date, unless it is there; its path, metrics, whether it is new.
+def report_drift(connection: Connection, project: Project, score: Score, where: Paths) -> dict[str, Any]:
+    """Measures the drift of what the champion has scored, and writes what is not told yet: its newest day, the path of
+    its page (None if the score's owner wants none), metrics, incidents, whether anything is new.
 
-    The reference is the champion's own training set, scored by it; compared are the score, of a category its likeliest
-    class, and all its features, of which those that move it most have charts.
-    The files are drift.html and drift.json in `reports/<score>/<as-of date>`.
+    The files are drift.json of each date and drift.html, see `write_pages`, in `reports/<score>/<as-of date>`.
     Raises `ScoringError` if the score has no predictions.
     """
     champion = current_champion(connection, score)
-    if not warehouse.exists(connection, "predictions", score.name):
-        raise ScoringError(f"score '{score.name}': has no predictions yet; materialize predictions/{score.name} first")
-    predictions, as_of, keys = (
-        warehouse.name("predictions", score.name),
-        warehouse.name(score.as_of),
-        (*score.entity, score.as_of),
-    )
-    by_date = warehouse.rows(
+    version = champion["version"]
+    scored = versions.scored_dates(connection, score, version)
+    if not scored:
+        raise ScoringError(
+            f"score '{score.name}': version {version} has scored nobody yet; materialize predictions/{score.name} first"
+        )
+    card = load_card(where, score, version)
+    measured = measure_drift(connection, score, champion, where)
+    incidents = update_incidents(connection, project, score, version, card, measured, where)
+    newest = max(scored)
+    for day in sorted(scored):
+        if day in measured or not (where.reports / score.name / str(day) / FIGURES).is_file():
+            _write_figures(connection, score, champion, card, day, where)
+    changed = write_pages(connection, score, champion, card, newest, incidents, clock(project), where)
+    page = where.reports / score.name / str(newest) / PAGE
+    return {
+        "day": newest,
+        "path": page if page.is_file() else None,
+        "metrics": read_json(where.reports / score.name / str(newest) / FIGURES)["metrics"],
+        "incidents": incidents,
+        "measured": measured,
+        "changed": bool(measured or changed),
+    }
+
+
+def _write_figures(
+    connection: Connection, score: Score, champion: Mapping[str, Any], card: "Card", day: date, where: Paths
+) -> None:
+    """Writes drift.json of a date: what was compared with what, and of each column its figures and verdict.
+
+    What is known of the date's page stays known, if it is of the same version.
+    """
+    rows = warehouse.rows(
         connection,
-        f"""
-        select as_of_date, count(*) as rows from {predictions} where model_version = ?
-        group by as_of_date order by as_of_date desc limit 1
+        """
+        select
+            column_name, max_by(distance, effect) as distance, max_by(psi, effect) as psi, max(effect) as effect,
+            bool_or(is_drifted) as is_drifted, any_value(drifted_since) as since, any_value(fault) as fault,
+            any_value(told) as told, max(rows) as rows
+        from monitoring.drift_metrics
+        where score = ? and model_version = ? and as_of_date = ? and segment_column is null
+        group by 1 order by max(importance) desc, 1
         """,
-        [champion["version"]],
+        [score.name, champion["version"], day],
     )
-    if not by_date:
-        raise ScoringError(
-            f"score '{score.name}': version {champion['version']} has scored nobody yet;"
-            f" materialize predictions/{score.name} first"
-        )
-    newest, scored_rows = by_date[0]["as_of_date"], by_date[0]["rows"]
-    day = newest.date() if isinstance(newest, datetime) else newest
-    card = load_card(where, score, champion["version"])
-    types = {column.name: column.type for column in card.encoder.columns}
-    features = [*card.importance, *(name for name in types if name not in card.importance)]
-    same_entity = " and ".join(
-        f"predictions.{column} = features.{column}" for column in map(warehouse.name, score.entity)
-    )
-    is_category = score.kind == "category"
-    said = f"predictions.{'band' if is_category else 'score'} as {warehouse.name(PREDICTION)}"
-    current_query = f"""
-        select {warehouse.names(features, "features")}, {said}
-        from {warehouse.name(score.features_schema, score.features)} as features
-        inner join {predictions} as predictions
-            on predictions.as_of_date = features.{as_of} and {same_entity}
-        where predictions.model_version = {champion["version"]} and features.{as_of} = '{newest}'
-        order by hash({warehouse.names(score.entity, "features")}, {SEED}), {warehouse.names(score.entity, "features")}
-        limit {SAMPLED}
-    """
-    frozen = training_set_file(where.training_sets, score, champion["training_set"])
-    reference_query = f"""
-        select {warehouse.names([*keys, *types])} from read_parquet({warehouse.literal(str(frozen))})
-        where {as_of}::date <= date '{champion["train_to"]}' and matures_on::date <= date '{champion["holdout_from"]}'
-        order by hash({warehouse.names(keys)}, {SEED}), {warehouse.names(keys)}
-        limit {SAMPLED}
-    """
-    _, content = warehouse.content_hash(connection, current_query)
-    of = hashlib.sha256(
-        f"{champion['version']} {champion['training_set']} {content} {scored_rows} {SAMPLED} {SEED}".encode()
-    ).hexdigest()
-    folder = where.reports / score.name / str(day)
-    html, figures = folder / "drift.html", folder / "drift.json"
-    known = read_json(figures)
-    if html.is_file() and known.get("of") == of:
-        return {"path": html, "day": day, **known, "changed": False}
-    if warehouse.frozen_rows(connection, frozen) is None:
-        raise ScoringError(
-            f"score '{score.name}': {frozen}, from which version {champion['version']} has learned, is missing or"
-            " damaged, so its drift can't be told; bring a copy back. The next champion has a training set of its own"
-        )
-
-    import pyarrow as pa
-
-    from ml import prediction
-    from reports.drift import drift_report
-
-    model = load_model(where, score, champion["version"])
-    reference: pa.Table = connection.sql(reference_query).to_arrow_table()
-    scored = prediction.score_rows(model, reference)
-    said_then = pa.array(card.classes, pa.string()).take(scored.argmax(axis=1)) if is_category else pa.array(scored)
-    reference = reference.drop_columns(list(keys)).append_column(PREDICTION, said_then)
-    report = drift_report(
-        reference,
-        connection.sql(current_query).to_arrow_table(),
-        title=f"{score.title}: drift at {day}",
-        columns={
-            PREDICTION: "category" if is_category else "number",
-            **{name: "category" if types[name] in ("category", "boolean") else "number" for name in features},
-        },
-        prediction=PREDICTION,
-        columns_name=f"the score and its {len(features)} features"
-        + (f"; charts of the {CHARTED} that move it most" if len(features) > CHARTED else ""),
-        charted=CHARTED,
-        reference_name=f"what version {champion['version']} learned from,"
+    found = {row["column_name"]: row for row in rows}
+    drifted = [name for name, row in found.items() if row["is_drifted"]]
+    metrics: dict[str, Any] = {
+        "reference": f"what version {champion['version']} learned from,"
         f" {champion['train_from']} to {champion['train_to']}",
-        current_name=f"the customers scored at {day}",
-        drawn_from=(champion["train_rows"], scored_rows),
-        sample=SAMPLED,
-        seed=SEED,
-    )
-    known = {"of": of, "model_version": champion["version"], "metrics": report.metrics}
-    # The figures say what the page was made of, so they come last.
-    for file, text in ((html, report.html), (figures, json.dumps(known, indent=1, default=str))):
-        with replaced(file) as staged:
-            staged.write_text(text)
-    return {"path": html, "day": day, **known, "changed": True}
+        "current": f"the customers scored at {day}",
+        "reference_rows": champion["train_rows"],
+        "current_rows": max((row["rows"] for row in rows), default=0),
+        "compared_columns": len(found),
+        "drifted_columns": len(drifted),
+        "share_of_drifted_columns": len(drifted) / len(found) if found else 0.0,
+    }
+    for name in [PREDICTION, BAND, *card.importance]:
+        row = found.get(name)
+        if row is None:
+            metrics[f"column.{name}.verdict"] = "not compared"
+            continue
+        metrics |= {f"column.{name}.{key}": row[key] for key in ("distance", "psi", "effect")}
+        metrics[f"column.{name}.verdict"] = "drifted" if row["is_drifted"] else "stable"
+        if row["is_drifted"]:
+            metrics |= {f"column.{name}.since": str(row["since"]), f"column.{name}.fault": row["told"]}
+    file = where.reports / score.name / str(day) / FIGURES
+    before = read_json(file)
+    known = {"model_version": champion["version"], "metrics": metrics}
+    page = before.get("page") if before.get("model_version") == champion["version"] else None
+    with replaced(file) as staged:
+        staged.write_text(json.dumps({**known, **({"page": page} if page else {})}, indent=1, default=str))
+
+
+def _verdict(incidents: Sequence[Known]) -> str:
+    if not incidents:
+        return "in order: nothing has drifted that weighs enough, long enough"
+    return "; ".join(f"{one.kind}: {one.told}" + (f"; {one.origin}" if one.origin else "") for one in incidents)
 
 
 def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefinition:
-    """The asset of a score's drift report."""
+    """The asset of a score's drift: its figures, its page, and the check that nothing has drifted that matters."""
+    key = dg.AssetKey(["reports", f"{score.name}_drift"])
 
     @dg.asset(
-        key=["reports", f"{score.name}_drift"],
+        key=key,
         deps=[dg.AssetKey(["predictions", score.name])],
         group_name=score.name,
         owners=[score.email] if score.email else [],
-        kinds={"evidently"},
-        description=f"How the customers that `{score.name}` scores now differ from those its model learned from.",
+        kinds={"duckdb", "evidently"},
+        description=f"How the customers that `{score.name}` scores differ from those its model learned from: rows of"
+        " `monitoring.drift_metrics` for every column, incidents, and a page.",
+        check_specs=[
+            dg.AssetCheckSpec(
+                IN_ORDER,
+                asset=key,
+                description="No feature that matters has drifted on so many as-of dates in a row as the score's"
+                " `alerts` say. An error is likely a fault of the data, a warning a move of the customers; it stops"
+                " nothing.",
+            )
+        ],
         pool="warehouse",
     )
-    def drift(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+    def drift(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         refuse_unsound(context)
         with warehouse.open_warehouse(where.warehouse) as connection:
-            report = report_drift(connection, score, where)
+            report = report_drift(connection, project, score, where)
             tell_features(connection, project, score, where)
-        return dg.MaterializeResult(
+            unsent = send_alerts(connection, score, report["incidents"], report["day"])
+        for fault in unsent:
+            context.log.info(f"· reports.{score.name}_drift: {fault}")
+        incidents: list[Known] = report["incidents"]
+        yield dg.MaterializeResult(
             metadata={
-                "report": dg.MetadataValue.url(
-                    f"http://127.0.0.1:8000/reports/{score.name}/{report['day']}/drift.html"
-                ),
-                "path": dg.MetadataValue.path(str(report["path"])),
+                **_links(score, report["day"], report["path"]),
                 "as-of date": str(report["day"]),
+                "as-of dates measured now": ", ".join(map(str, report["measured"])) or "none: nothing has changed",
+                "verdict": _verdict(incidents),
                 "figures": dg.MetadataValue.json(report["metrics"]),
                 "changed": report["changed"],
-            }
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    passed=not incidents,
+                    check_name=IN_ORDER,
+                    severity=dg.AssetCheckSeverity.ERROR
+                    if any(one.severity == "error" for one in incidents)
+                    else dg.AssetCheckSeverity.WARN,
+                    description=_verdict(incidents),
+                    metadata={f"{one.kind} {one.incident}": one.told for one in incidents},
+                )
+            ],
         )
 
     return drift
+
+
+def _links(score: Score, day: date, page: Path | None) -> dict[str, dg.MetadataValue[Any]]:
+    """Where the reports are: the score's own page, and that of the date."""
+    found: dict[str, dg.MetadataValue[Any]] = {"report": dg.MetadataValue.url(f"{PAGES}/reports/{score.name}")}
+    if page is not None:
+        found["page"] = dg.MetadataValue.url(f"{PAGES}/reports/{score.name}/{day}/{page.name}")
+        found["path"] = dg.MetadataValue.path(str(page))
+    return found

@@ -71,6 +71,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.data / "reports"
 
     @property
+    def evidently(self) -> Path:
+        """A workspace of Evidently's own."""
+        return self.data / "evidently"
+
+    @property
     def logs(self) -> Path:
         return self.data / "logs"
 

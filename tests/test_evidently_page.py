@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from reports.drift import DriftReport, _frame, drift_report
+from reports.evidently_page import DriftReport, _frame, drift_report
 from tests.small_data import with_column
 
 ROWS = 1200

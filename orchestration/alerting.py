@@ -1,0 +1,129 @@
+"""Tells people of incidents, each once: a webhook, an e-mail, as the environment says; by nothing else."""
+
+import json
+import os
+import smtplib
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from datetime import date
+from email.message import EmailMessage
+from email.utils import formatdate, make_msgid
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from ml.declarations import Score
+from orchestration.incidents import Known, mark_sent
+from orchestration.warehouse import Connection
+
+WEBHOOK, EMAIL = "SCOREHOUSE_ALERT_WEBHOOK", "SCOREHOUSE_ALERT_EMAIL"
+PAGES = "SCOREHOUSE_PAGES_URL"  # where people reach the pages
+SECONDS = 10  # that a server has to answer
+EXAMPLE = "smtp://user:password@mail.example.com:587?from=scores@example.com&to=team@example.com"
+
+
+class Unsent(RuntimeError):
+    """An alert that a server did not take: which, and why, without what the address keeps secret."""
+
+
+def send_alerts(connection: Connection, score: Score, incidents: Sequence[Known], day: date) -> list[str]:
+    """Sends each of these incidents that was not sent yet, one message for each; gives what could not be sent, and why.
+
+    What was not taken stays unsent, and is tried again by the next run. A message may come twice where a run is killed
+    between the sending and the note of it: it has the incident's number as its id.
+    """
+    faults = []
+    for incident in (one for one in incidents if one.sent_at is None):
+        told = message(score, incident, day)
+        try:
+            if send(told, score.email):
+                mark_sent(connection, score, incident.incident)
+        except Unsent as error:
+            faults.append(f"the alert on incident {incident.incident} was not sent: {error}; the next run tries again")
+    return faults
+
+
+def message(score: Score, incident: Known, day: date) -> dict[str, Any]:
+    """What an incident's message says; `text` says it all in a few lines, as chats show it."""
+    base = os.environ.get(PAGES, "http://127.0.0.1:8000").rstrip("/")
+    url = f"{base}/reports/{score.name}"
+    sign = "Fault of the data" if incident.severity == "error" else "Customers have moved"
+    lines = [f"{score.title}: {sign}: {incident.told}."]
+    lines += [f"Origin: {incident.origin}."] if incident.origin else []
+    lines += [f"It weighs {incident.impact:.1%} of the score. Read more: {url}"]
+    return {
+        "incident": incident.incident,
+        "score": score.name,
+        "title": score.title,
+        "severity": incident.severity,
+        "kind": incident.kind,
+        "cause": incident.cause,
+        "origin": incident.origin,
+        "began_on": str(incident.began_on),
+        "as_of_date": str(day),
+        "impact": round(incident.impact, 4),
+        "columns": incident.columns,
+        "url": url,
+        "text": "\n".join(lines),
+    }
+
+
+def send(told: dict[str, Any], owner: str) -> bool:
+    """Sends a message by all ways that are configured; False if none is. Raises `Unsent`."""
+    webhook, email = os.environ.get(WEBHOOK, ""), os.environ.get(EMAIL, "")
+    if webhook:
+        _post(webhook, told)
+    if email:
+        _mail(email, told, owner)
+    return bool(webhook or email)
+
+
+def _post(url: str, told: dict[str, Any]) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Unsent(f"{WEBHOOK} is no address of a webhook (write https://host/path)")
+    request = urllib.request.Request(
+        url,
+        json.dumps(told).encode(),
+        {"Content-Type": "application/json", "Idempotency-Key": told["incident"], "User-Agent": "scorehouse"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS):
+            pass
+    except urllib.error.HTTPError as error:
+        raise Unsent(f"the webhook at {parts.hostname} answers {error.code} {error.reason}") from None
+    except OSError as error:
+        raise Unsent(f"the webhook at {parts.hostname}: {_why(error)}") from None
+
+
+def _mail(address: str, told: dict[str, Any], owner: str) -> None:
+    parts = urlsplit(address)
+    asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    to = asked.get("to") or owner
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname or not asked.get("from") or not to:
+        raise Unsent(f"{EMAIL} is no mail server with a sender and somebody to write to (write {EXAMPLE})")
+    mail = EmailMessage()
+    mail["From"], mail["To"], mail["Date"] = asked["from"], to, formatdate()
+    mail["Subject"] = f"[{told['severity']}] {told['title']}: {told['kind']}"
+    mail["Message-ID"] = make_msgid(told["incident"], domain=parts.hostname)
+    mail.set_content(told["text"])
+    context = ssl.create_default_context()
+    try:
+        if parts.scheme == "smtps":
+            server: smtplib.SMTP = smtplib.SMTP_SSL(parts.hostname, parts.port or 465, timeout=SECONDS, context=context)
+        else:
+            server = smtplib.SMTP(parts.hostname, parts.port or 25, timeout=SECONDS)
+        with server:
+            if parts.scheme == "smtp" and server.has_extn("starttls"):
+                server.starttls(context=context)
+            if parts.username:
+                server.login(unquote(parts.username), unquote(parts.password or ""))
+            server.send_message(mail)
+    except (OSError, smtplib.SMTPException) as error:
+        raise Unsent(f"the mail server {parts.hostname}: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    return str(reason).splitlines()[0] if str(reason) else type(error).__name__

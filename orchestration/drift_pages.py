@@ -1,0 +1,223 @@
+"""Writes the page to read about an as-of date's drift: Evidently's, of a sample that is drawn with a seed."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from ml.declarations import Score
+from orchestration import warehouse
+from orchestration.drift_metrics import BAND, PREDICTION, scored_rows, trained_rows
+from orchestration.incidents import Known
+from orchestration.model_files import load_model
+from orchestration.project import Paths, read_json, replaced
+from orchestration.training import SEED
+from orchestration.warehouse import Connection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ml.registry import Card
+    from reports.evidently_page import Shown
+
+# Rows of either side that the page shows: enough to see a shift of a few percent, few enough for any table's size.
+SAMPLED = 2000
+# Features with charts, besides the score: the time and size of Evidently's page grow with the columns, not the rows.
+CHARTED = 10
+KEPT = 52  # as-of dates whose pages stay; the warehouse keeps all figures
+FIGURES, PAGE = "drift.json", "drift.html"
+LABEL = "the label"
+
+
+def write_pages(
+    connection: Connection,
+    score: Score,
+    champion: Mapping[str, Any],
+    card: "Card",
+    newest: date,
+    incidents: Sequence[Known],
+    today: date,
+    where: Paths,
+) -> list[date]:
+    """Writes drift.html of the newest as-of date, and once more of the newest whose labels have matured, if it had one:
+    with the label then. Gives the dates of those that were not there yet. Pages beyond the newest 52 go.
+
+    Nothing is written for a score whose owner wants no page. Raises `ScoringError` if a page is to be written and the
+    rows that the version has learned from are lost.
+    """
+    if not score.alerts.report:
+        return []
+    matured = _newest_matured(connection, score, champion, today)
+    has_page = matured is not None and (where.reports / score.name / str(matured) / PAGE).is_file()
+    due = {newest: newest == matured} | ({matured: True} if matured is not None and has_page else {})
+    written = [
+        day
+        for day, with_label in due.items()
+        if _write(connection, score, champion, card, day, incidents if day == newest else None, with_label, where)
+    ]
+    from orchestration.evidently_history import forget_snapshots
+
+    for folder in sorted((where.reports / score.name).glob("????-??-??"))[:-KEPT]:
+        known = read_json(folder / FIGURES).get("page", {})
+        forget_snapshots(where.evidently, [known["evidently"]] if known.get("evidently") else [])
+        (folder / PAGE).unlink(missing_ok=True)
+    return written
+
+
+def _newest_matured(connection: Connection, score: Score, champion: Mapping[str, Any], today: date) -> date | None:
+    as_of, label = warehouse.name(score.as_of), warehouse.name(score.label_schema, score.label)
+    query = f"""
+        select max(dates.as_of_date) from ml.scored_dates as dates
+        inner join (select {as_of}::date as as_of_date, max(matures_on)::date as matures_on from {label} group by 1)
+            as labels using (as_of_date)
+        where dates.score = ? and dates.model_version = ? and labels.matures_on <= ?
+    """
+    found = warehouse.one(connection, query, [score.name, champion["version"], today])[0]
+    return found if isinstance(found, date) else None
+
+
+def _write(
+    connection: Connection,
+    score: Score,
+    champion: Mapping[str, Any],
+    card: "Card",
+    day: date,
+    incidents: Sequence[Known] | None,
+    with_label: bool,
+    where: Paths,
+) -> bool:
+    """Writes the page of a date, unless it is there as it would be; whether it was written."""
+    folder = where.reports / score.name / str(day)
+    figures = read_json(folder / FIGURES)
+    known, metrics = figures.get("page") or {}, figures["metrics"]
+    features = _shown_features(card, metrics)
+    scored = scored_rows(score, champion["version"], features, [day])
+    if with_label:
+        scored = _with_labels(score, scored)
+    current = _drawn(score, scored, "as_of_date")
+    _, content = warehouse.content_hash(connection, current)
+    mark = [champion["version"], champion["training_set"], content, features, with_label, metrics]
+    of = hashlib.sha256(json.dumps(mark).encode()).hexdigest()
+    if known.get("of") == of and (folder / PAGE).is_file():
+        return False
+
+    from orchestration.evidently_history import forget_snapshots, keep_snapshot
+    from reports.evidently_page import evidently_page
+
+    types = {column.name: column.type for column in card.encoder.columns}
+    columns: dict[str, Shown] = {PREDICTION: "category" if score.kind == "category" else "number"}
+    if with_label:
+        columns[LABEL] = "number" if score.kind == "amount" else "category"
+    columns |= {name: "category" if types[name] in ("category", "boolean") else "number" for name in features}
+    learned = connection.sql(
+        _drawn(score, trained_rows(connection, score, champion, where), score.as_of)
+    ).to_arrow_table()
+    page = evidently_page(
+        _as_scored(learned, score, champion["version"], where),
+        _said(connection.sql(current).to_arrow_table(), score),
+        title=f"{score.title}: drift at {day}",
+        day=day,
+        columns=columns,
+        head=_head(score, metrics, features, incidents),
+    )
+    ids = keep_snapshot(where.evidently, score, page.snapshot) if page.snapshot is not None else None
+    forget_snapshots(where.evidently, [known["evidently"]] if known.get("evidently") else [])
+    with replaced(folder / PAGE) as staged:
+        staged.write_text(page.html)
+    # The figures say what the page was made of, so they come last.
+    with replaced(folder / FIGURES) as staged:
+        staged.write_text(json.dumps({**figures, "page": {"of": of, "evidently": ids}}, indent=1))
+    return True
+
+
+def _shown_features(card: "Card", metrics: Mapping[str, Any]) -> list[str]:
+    """The features with charts: those that drifted, the weightiest first, then the weightiest others."""
+
+    def rank(name: str) -> tuple[bool, float, str]:
+        drifted = metrics.get(f"column.{name}.verdict") == "drifted"
+        effect = metrics.get(f"column.{name}.effect", 1.0) if drifted else 1.0
+        return not drifted, -effect * card.importance[name], name
+
+    return sorted(card.importance, key=rank)[:CHARTED]
+
+
+def _drawn(score: Score, rows: str, as_of: str) -> str:
+    keys = warehouse.names([*score.entity, as_of])
+    return f"select * from ({rows}) order by hash({keys}, {SEED}), {keys} limit {SAMPLED}"
+
+
+def _with_labels(score: Score, scored: str) -> str:
+    same = " and ".join(f"labels.{column} = scored.{column}" for column in map(warehouse.name, score.entity))
+    return f"""
+        select scored.*, labels.label as {warehouse.name(LABEL)} from ({scored}) as scored
+        inner join {warehouse.name(score.label_schema, score.label)} as labels
+            on labels.{warehouse.name(score.as_of)}::date = scored.as_of_date and {same}
+    """
+
+
+def _as_scored(learned: "pa.Table", score: Score, version: int, where: Paths) -> "pa.Table":
+    """The rows that a version learned from with what it says of them, and their label, as the page shows them."""
+    import pyarrow as pa
+
+    from ml import prediction
+
+    model = load_model(where, score, version)
+    said = prediction.score_rows(model, learned)
+    classes = model.card.classes
+    told = pa.array(classes, pa.string()).take(said.argmax(axis=1)) if classes else pa.array(said)
+    return learned.rename_columns([LABEL if name == "label" else name for name in learned.column_names]).append_column(
+        PREDICTION, told
+    )
+
+
+def _said(scored: "pa.Table", score: Score) -> "pa.Table":
+    """Of a category the likeliest class is what the page shows of the score."""
+    if score.kind != "category":
+        return scored
+    place = scored.column_names.index(PREDICTION)
+    return scored.set_column(place, PREDICTION, scored.column(BAND))
+
+
+def _head(
+    score: Score, metrics: Mapping[str, Any], features: Sequence[str], incidents: Sequence[Known] | None
+) -> dict[str, str]:
+    """What the page says above its charts."""
+    verdicts = {
+        key.removeprefix("column.").removesuffix(".verdict"): verdict
+        for key, verdict in metrics.items()
+        if key.endswith(".verdict")
+    }
+    drifted = [
+        f"{name} ({metrics[f'column.{name}.fault']})" for name, verdict in verdicts.items() if verdict == "drifted"
+    ]
+    lines = {
+        "Reference": f"{metrics['reference']}: {metrics['reference_rows']:,} rows",
+        "Current": f"{metrics['current']}: {metrics['current_rows']:,} rows",
+        "Sample": f"the charts are of {SAMPLED:,} rows of either at most, drawn with seed {SEED}; figures are of all",
+    }
+    if incidents is not None:
+        told = [one.told + (f"; {one.origin}" if one.origin else "") for one in incidents]
+        lines["Alert"] = " — ".join(told) or "none"
+    lines["Drifted"] = f"{len(drifted)} of {metrics['compared_columns']} columns" + (
+        f": {'; '.join(drifted)}" if drifted else ""
+    )
+    lines["What would change this"] = _what_would_change(score, metrics, verdicts)
+    lines["Charts"] = (
+        f"the score and {len(features)} features: those that drifted, then those that move it most. Evidently's"
+        " verdicts below are by its defaults, which know neither what is usual nor what a feature weighs"
+    )
+    return lines
+
+
+def _what_would_change(score: Score, metrics: Mapping[str, Any], verdicts: Mapping[str, str]) -> str:
+    alerts = score.alerts
+    rule = (
+        f"an alert needs columns with {alerts.effect:.0%} of their rows beyond what is usual, on {alerts.dates} as-of"
+        f" dates in a row, that weigh {alerts.impact:.1%} of the score together (effect × importance)"
+    )
+    effects = {name: metrics[f"column.{name}.effect"] for name, verdict in verdicts.items() if verdict == "stable"}
+    if not effects:
+        return rule
+    nearest = max(sorted(effects), key=lambda name: effects[name])
+    return f"{rule}; next would be {nearest}, of which {effects[nearest]:.1%} are"

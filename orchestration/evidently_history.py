@@ -1,0 +1,27 @@
+"""The history of Evidently's reports in its own workspace format, data/evidently, which `evidently ui` shows."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ml.declarations import Score
+
+
+def keep_snapshot(folder: Path, score: Score, snapshot: Any) -> dict[str, str]:
+    """Adds a snapshot to a score's project of the workspace; gives the ids of both: project, run."""
+    from evidently.ui.workspace import Workspace
+
+    folder.mkdir(parents=True, exist_ok=True)
+    workspace = Workspace.create(str(folder))
+    project = next((one for one in workspace.list_projects() if one.name == score.title), None)
+    if project is None:
+        project = workspace.create_project(score.title, score.description)
+    return {"project": str(project.id), "run": str(workspace.add_run(project.id, snapshot).id)}
+
+
+def forget_snapshots(folder: Path, kept: Iterable[dict[str, str]]) -> None:
+    """Removes snapshots, by their ids; those that are gone already are no matter."""
+    for ids in kept:
+        with suppress(FileNotFoundError):
+            (folder / ids["project"] / "snapshots" / f"{ids['run']}.json").unlink()

@@ -1,0 +1,235 @@
+"""Opens an incident when drift is worth an alert, keeps it while it lasts and closes it: `monitoring.incidents`.
+
+An incident is told once, however many columns it has and however many dates it lasts.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ml.declarations import Project, Score
+from orchestration import monitoring, warehouse
+from orchestration.cataloguing import Lineage
+from orchestration.drift_metrics import BAND, PREDICTION, importance_of
+from orchestration.project import Paths, load_manifest
+from orchestration.tracing import lost_tables, origin, weeks_before
+from orchestration.warehouse import Connection
+from reports.faults import Fault
+from reports.incidents import Drifted, Incident, incidents_of, told
+
+if TYPE_CHECKING:
+    from ml.registry import Card
+
+OPEN = "closed_on is null"
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """An incident as it is kept. `began_on` is the first as-of date on which one of its columns had drifted,
+    `alerted_on` that on which it had on so many in a row, `origin` where in the raw data it began."""
+
+    incident: str
+    kind: str
+    cause: str | None
+    severity: str
+    began_on: date
+    alerted_on: date
+    last_seen_on: date
+    closed_on: date | None
+    impact: float
+    columns: list[str]
+    told: str
+    origin: str | None
+    sent_at: datetime | None
+
+
+def update_incidents(
+    connection: Connection,
+    project: Project,
+    score: Score,
+    version: int,
+    card: "Card",
+    days: Sequence[date],
+    where: Paths,
+) -> list[Known]:
+    """Brings the incidents of a version up to date with the as-of dates that were measured now; gives those that are
+    open. Those of versions before are closed, as another scores now."""
+    monitoring.create_tables(connection)
+    measured = _measured(connection, score, version)
+    with warehouse.transaction(connection):
+        connection.execute(
+            f"""
+            update monitoring.incidents set closed_on = coalesce(?, last_seen_on)
+            where score = ? and model_version <> ? and {OPEN}
+            """,
+            [measured[-1] if measured else None, score.name, version],
+        )
+        if days:
+            sent = _take_back(connection, score, version, min(days))
+            manifest = load_manifest(where)
+            lineage = Lineage(manifest, where)
+            made_of = {column.name: lineage.roots(score.features_id, column.name) for column in card.features}
+            for day in (day for day in measured if day >= min(days)):
+                found = _found(connection, project, score, version, card, made_of, day, measured)
+                _keep(connection, project, score, version, day, found, sent)
+    return open_incidents(connection, score)
+
+
+def open_incidents(connection: Connection, score: Score) -> list[Known]:
+    """The incidents of a score that last, the weightiest first."""
+    return _known(connection, f"score = ? and {OPEN} order by impact desc, incident", [score.name])
+
+
+def all_incidents(connection: Connection, score: Score, first: date) -> list[Known]:
+    """The incidents of a score that were there on a date or later, the oldest first."""
+    return _known(
+        connection,
+        "score = ? and coalesce(closed_on, ?) >= ? order by alerted_on, incident",
+        [score.name, first, first],
+    )
+
+
+def mark_sent(connection: Connection, score: Score, incident: str) -> None:
+    connection.execute(
+        "update monitoring.incidents set sent_at = ? where score = ? and incident = ?",
+        [datetime.now(UTC), score.name, incident],
+    )
+
+
+def _known(connection: Connection, which: str, values: list[Any]) -> list[Known]:
+    names = ", ".join(Known.__struct_fields__)
+    return [
+        Known(**row)
+        for row in warehouse.rows(connection, f"select {names} from monitoring.incidents where {which}", values)
+    ]
+
+
+def _measured(connection: Connection, score: Score, version: int) -> list[date]:
+    query = """
+        select distinct as_of_date from monitoring.drift_metrics where score = ? and model_version = ? order by 1
+    """
+    return [day for (day,) in connection.execute(query, [score.name, version]).fetchall()]
+
+
+def _take_back(connection: Connection, score: Score, version: int, first: date) -> dict[str, datetime]:
+    """Forgets what was said at a date or later, as it is said again; gives which incidents were sent, and when."""
+    sent = connection.execute(
+        """
+        select incident, sent_at from monitoring.incidents
+        where score = ? and model_version = ? and sent_at is not null
+        """,
+        [score.name, version],
+    ).fetchall()
+    which = "where score = $score and model_version = $version"
+    values = {"score": score.name, "version": version, "first": first}
+    connection.execute(f"delete from monitoring.incidents {which} and alerted_on >= $first", values)
+    connection.execute(f"update monitoring.incidents set closed_on = null {which} and closed_on >= $first", values)
+    return dict(sent)
+
+
+def _found(
+    connection: Connection,
+    project: Project,
+    score: Score,
+    version: int,
+    card: "Card",
+    made_of: Mapping[str, list[str]],
+    day: date,
+    measured: Sequence[date],
+) -> list[Incident]:
+    """What is worth an alert at a date: what has drifted on so many dates in a row, and weighs enough."""
+    up_to = [one for one in measured if one <= day]
+    if len(up_to) < score.alerts.dates:
+        return []
+    since = up_to[-score.alerts.dates]
+    rows = warehouse.rows(
+        connection,
+        """
+        select
+            column_name, max(effect) as effect, any_value(drifted_since) as began,
+            any_value(fault) as fault, any_value(told) as told
+        from monitoring.drift_metrics
+        where score = ? and model_version = ? and as_of_date = ? and segment_column is null and drifted_since <= ?
+        group by 1 order by 1
+        """,
+        [score.name, version, day, since],
+    )
+    drifted = [
+        Drifted(
+            column=row["column_name"],
+            effect=row["effect"],
+            importance=importance_of(card, row["column_name"]),
+            began=row["began"],
+            fault=Fault(row["fault"], row["told"]),
+            roots=tuple(made_of.get(row["column_name"], ())),
+        )
+        for row in rows
+    ]
+    said = [one for one in drifted if one.column in (PREDICTION, BAND)]
+    features = [one for one in drifted if one not in said]
+    roots = {root for one in features for root in one.roots}
+    lost = lost_tables(connection, project, roots, day, weeks_before(min((one.began for one in features), default=day)))
+    return [one for one in incidents_of(features, made_of, lost, said) if one.impact >= score.alerts.impact]
+
+
+def _keep(
+    connection: Connection,
+    project: Project,
+    score: Score,
+    version: int,
+    day: date,
+    found: Sequence[Incident],
+    sent: Mapping[str, datetime],
+) -> None:
+    """Writes what was found at a date: what goes on, what is new, and what has ended."""
+    lasting = _known(
+        connection, f"score = ? and model_version = ? and {OPEN} order by began_on, incident", [score.name, version]
+    )
+    went_on = set()
+    for incident in found:
+        names = {one.column for one in incident.columns}
+        same = [one for one in lasting if names & set(one.columns) and one.incident not in went_on]
+        row = {
+            "kind": incident.kind,
+            "cause": incident.cause,
+            "severity": "error" if incident.is_breakage else "warn",
+            "last_seen_on": day,
+            "impact": incident.impact,
+            "columns": [one.column for one in incident.columns],
+            "told": told(incident),
+        }
+        if same:
+            first = same[0]
+            went_on.add(first.incident)
+            if first.cause == incident.cause:
+                row["origin"] = first.origin
+            else:
+                row["origin"] = origin(connection, project, incident.cause) if incident.cause else None
+            assigned = ", ".join(f"{name} = ${name}" for name in row)
+            connection.execute(
+                f"update monitoring.incidents set {assigned} where score = $score and incident = $incident",
+                row | {"score": score.name, "incident": first.incident},
+            )
+            continue
+        text = f"{score.name} {version} {incident.kind} {incident.cause} {incident.began}"
+        number = hashlib.sha256(text.encode()).hexdigest()[:12]
+        went_on.add(number)
+        opened = {
+            "score": score.name,
+            "model_version": version,
+            "incident": number,
+            "began_on": incident.began,
+            "alerted_on": day,
+            "closed_on": None,
+            "origin": origin(connection, project, incident.cause) if incident.cause else None,
+            "opened_at": datetime.now(UTC),
+            "sent_at": sent.get(number),
+        }
+        connection.execute("insert into monitoring.incidents by name select unnest(?)", [row | opened])
+    ended = [one.incident for one in lasting if one.incident not in went_on]
+    connection.execute(
+        "update monitoring.incidents set closed_on = ? where score = ? and incident in (select unnest(?::varchar[]))",
+        [day, score.name, ended],
+    )

@@ -1,0 +1,200 @@
+"""Traces what has drifted to where it began: the raw column by lineage, and of its table the batch or the week.
+
+Read only once something has drifted, so that nothing of it is paid for on other days.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any
+
+from ml.declarations import Project, Source
+from ml.encoding import Column, ColumnType
+from orchestration import warehouse
+from orchestration.batches import OWN
+from orchestration.distributions import Counted, count, learn_bins
+from orchestration.warehouse import Connection
+from reports.distances import Bins, Distribution, compare, merged
+from reports.faults import fault_of
+
+LEAST_EFFECT = 0.05  # of a batch beside those before it
+LEAST_ROWS = 20
+LOOKED_AT = 60  # batches or weeks, the newest
+MOST_VALUES = 50  # of a text, told apart
+TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")
+LATE = 2  # times as long as it ever was since the newest row
+
+
+def lost_tables(
+    connection: Connection, project: Project, roots: Iterable[str], day: date, before: Sequence[date]
+) -> dict[str, str]:
+    """Raw tables, as `raw.orders`, from which nothing comes any more as of a date -> the evidence.
+
+    The newest row before the date is older than it ever was on the dates `before`, twice as old at the least, by the
+    table's cursor or else by those of the `roots` (raw columns, as `raw.orders.ordered_at`) that are times; or the last
+    load of the table has failed.
+    """
+    by_table: dict[str, set[str]] = {}
+    for root in roots:
+        table, _, column = root.rpartition(".")
+        by_table.setdefault(table, set()).add(column)
+    sources = {f"{source.schema}.{source.table}": source for source in project.sources}
+    found = {}
+    for table in sorted(by_table.keys() & sources.keys()):
+        source = sources[table]
+        types = warehouse.columns(connection, source.schema, source.table)
+        cursor = [source.cursor] if source.cursor and types.get(source.cursor) in TIMES else []
+        times = cursor or sorted(name for name in by_table[table] if types.get(name) in TIMES and name not in OWN)
+        told = _failed(connection, source) or next(
+            filter(None, (_silent(connection, table, column, day, before) for column in times)), None
+        )
+        if told:
+            found[table] = told
+    return found
+
+
+def _silent(connection: Connection, table: str, column: str, day: date, before: Sequence[date]) -> str | None:
+    days = [*before, day]
+    name = warehouse.name(column)
+    asked = ", ".join(f"max({name}) filter ({name} < date '{one}')::date" for one in days)
+    newest = warehouse.one(connection, f"select {asked} from {_named(table)}")
+    ages = [(one - last).days for one, last in zip(days, newest, strict=True) if last is not None]
+    if newest[-1] is None or len(ages) < 2:
+        return None
+    *usual, now = ages
+    if now <= LATE * max(1, *usual):
+        return None
+    return f"its newest {column} is {newest[-1]}, {now} days before; it never was more than {max(usual)}"
+
+
+def _failed(connection: Connection, source: Source) -> str | None:
+    if not warehouse.exists(connection, "quality", "last_loads"):
+        return None
+    query = "select max(fault) from quality.last_loads where schema_name = ? and table_name = ?"
+    (fault,) = warehouse.one(connection, query, [source.schema, source.table])
+    return f"its last load failed: {str(fault).splitlines()[0]}" if fault else None
+
+
+def origin(connection: Connection, project: Project, cause: str) -> str | None:
+    """In which batch of a raw table a raw column (`raw.orders.amount`) changed most, in words; None if in none.
+
+    Where all rows came with one batch it is told in which week of the table's cursor. Of a table (`raw.orders`) it is
+    the last batch that brought any row.
+    """
+    tables = {f"{source.schema}.{source.table}": source for source in project.sources}
+    if cause in tables:
+        return _last_batch(connection, tables[cause])
+    table, _, column = cause.rpartition(".")
+    source = tables.get(table)
+    if source is None:
+        return None
+    types = warehouse.columns(connection, source.schema, source.table)
+    kind = _kind(types.get(column, ""))
+    if kind is None or "_batch_id" not in types:
+        return None
+    (batches,) = warehouse.one(connection, f"select count(distinct _batch_id) from {_named(table)}")
+    if batches > 1:
+        keys, rows = _by_batch(connection, table)
+        told = "began with batch {key} of {table} (loaded {loaded}, from {source})"
+    elif source.cursor and types.get(source.cursor) in TIMES:
+        keys, rows = _by_week(connection, table, source.cursor)
+        told = "began in the rows of {table} from the week of {key:%Y-%m-%d} on, all of one batch"
+    else:
+        return None
+    found = _changed(connection, rows, Column(column, kind), list(keys))
+    if found is None:
+        return None
+    key, why = found
+    return told.format(key=key, table=table, **keys[key]) + f": {column}: {why}"
+
+
+def _by_batch(connection: Connection, table: str) -> tuple[dict[Any, dict[str, str]], str]:
+    found = connection.execute(
+        f"""
+        select _batch_id, min(_loaded_at), any_value(_source) from {_named(table)}
+        group by 1 order by 2 desc, 1 limit {LOOKED_AT}
+        """
+    ).fetchall()
+    keys = {
+        batch: {"loaded": f"{loaded:%Y-%m-%d %H:%M}", "source": str(source)} for batch, loaded, source in found[::-1]
+    }
+    return keys, f"select *, _batch_id as key from {_named(table)}"
+
+
+def _by_week(connection: Connection, table: str, cursor: str) -> tuple[dict[Any, dict[str, str]], str]:
+    week = f"date_trunc('week', {warehouse.name(cursor)})::date"
+    weeks = f"select distinct {week} as week from {_named(table)} where {week} is not null"
+    found = connection.execute(f"{weeks} order by 1 desc limit {LOOKED_AT}").fetchall()
+    return {key: {} for (key,) in found[::-1]}, f"select *, {week} as key from {_named(table)}"
+
+
+def _changed(connection: Connection, rows: str, column: Column, keys: Sequence[Any]) -> tuple[Any, str] | None:
+    """Of batches in their order the one that differs most from all before it, and how."""
+    name = warehouse.name(column.name)
+    if column.type == "category":
+        query = f"select {name}, count(*) from ({rows}) where {name} is not null group by 1 order by 2 desc, 1 limit ?"
+        values = [str(value) for value, _ in connection.execute(query, [MOST_VALUES]).fetchall()]
+        column = Column(column.name, column.type, tuple(sorted(values)))
+    (bins,) = learn_bins(connection, rows, [column], "hash(key, " + name + ")")
+    of_key: Mapping[Any, Distribution] = {
+        one.key: one.distribution for one in _known(count(connection, rows, "key", [bins]), keys)
+    }
+    ordered = [key for key in keys if key in of_key]
+    best: tuple[float, Any, Distribution] | None = None
+    for place, key in enumerate(ordered[1:], start=1):
+        before = merged([of_key[one] for one in ordered[:place]])
+        effect = compare(of_key[key], before).effect
+        if effect >= LEAST_EFFECT and (best is None or effect > best[0]):
+            best = effect, key, before
+    if best is None:
+        return None
+    _, key, before = best
+    return key, _why(bins, of_key[key], before)
+
+
+def _known(counted: Sequence[Counted], keys: Sequence[Any]) -> list[Counted]:
+    wanted = set(keys)
+    return [one for one in counted if one.key in wanted and one.distribution.rows >= LEAST_ROWS]
+
+
+def _why(bins: Bins, current: Distribution, before: Distribution) -> str:
+    return fault_of(bins, current, before, effect=LEAST_EFFECT).told
+
+
+def _last_batch(connection: Connection, source: Source) -> str | None:
+    found = connection.execute(
+        """
+        select batch_id, source, loaded_at, landed from quality.source_metrics
+        where schema_name = ? and table_name = ? and landed > 0 order by loaded_at desc limit 1
+        """,
+        [source.schema, source.table],
+    ).fetchall()
+    if not found:
+        return None
+    batch, origin_of, loaded_at, landed = found[0]
+    return (
+        f"the last batch with rows was {batch} ({landed:,} rows, loaded {loaded_at:%Y-%m-%d %H:%M}, from {origin_of})"
+    )
+
+
+def _kind(type_of: str) -> ColumnType | None:
+    """How a raw column of this type is compared; None if it can't be."""
+    if type_of == "VARCHAR":
+        return "category"
+    if type_of == "BOOLEAN":
+        return "boolean"
+    if type_of == "DATE":
+        return "date"
+    if type_of.startswith("TIMESTAMP"):
+        return "timestamp"
+    numbers = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "UINT", "UBIGINT")
+    return "number" if type_of.startswith(numbers) else None
+
+
+def _named(table: str) -> str:
+    schema, _, name = table.partition(".")
+    return warehouse.name(schema, name)
+
+
+def weeks_before(day: date, count: int = 12) -> list[date]:
+    """As many days, a week apart, before a day."""
+    return [day - timedelta(weeks=place) for place in range(count, 0, -1)]
