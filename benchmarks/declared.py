@@ -24,6 +24,7 @@ def a_score(columns: "Sequence[Feature]", **told: Any) -> "Score":
     """A probability of these features, as they are told of each customer in features.customer_features."""
     from ml.declarations import Score
 
+    told = {"label": "", "label_schema": "", **told}
     return Score(
         name="benchmark",
         title="Benchmark",
@@ -34,8 +35,6 @@ def a_score(columns: "Sequence[Feature]", **told: Any) -> "Score":
         features="customer_features",
         features_schema="features",
         features_id="",
-        label="",
-        label_schema="",
         label_id="",
         entity=("customer_id",),
         as_of="as_of_date",

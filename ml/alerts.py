@@ -17,7 +17,7 @@ ALERTS_KEYS: dict[str, type] = {
 }
 ALERTS_EXAMPLES = {
     "effect": "0.05",
-    "impact": "0.005",
+    "impact": "0.003",
     "rows": "200",
     "dates": "2",
     "segments": "[age_band]",
@@ -36,7 +36,7 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     effect: float = 0.05
-    impact: float = 0.005
+    impact: float = 0.003
     rows: int = 200
     dates: int = 2
     segments: tuple[str, ...] | None = None

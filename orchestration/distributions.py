@@ -16,6 +16,7 @@ from reports.distances import Bins, Distribution
 
 BINS = 10  # of a number, by the deciles of the reference
 BOOLEANS = ("false", "true")
+MOMENTS = ("mean", "sd", "low", "high", "log_mean", "log_sd", "nonzero")
 SAMPLED = 100_000  # rows of the reference that the deciles are of: to half a percent of the rows
 NAMED = 5  # new categories
 OTHER = "(other)"  # the segment of what the reference has not seen
@@ -138,7 +139,9 @@ def _counts(bins: Bins, name: str) -> str:
     edges = f"[{', '.join(map(repr, bins.edges))}]::double[]"
     return (
         f"{{'known': count({name}), 'mean': avg({name}), 'sd': stddev_pop({name}), 'low': min({name}),"
-        f" 'high': max({name}), 'counts': {f'histogram({name}, {edges})' if bins.edges else 'null'}}}"
+        f" 'high': max({name}), 'log_mean': avg(ln(abs(nullif({name}, 0)))),"
+        f" 'log_sd': stddev_pop(ln(abs(nullif({name}, 0)))), 'nonzero': count(nullif({name}, 0)),"
+        f" 'counts': {f'histogram({name}, {edges})' if bins.edges else 'null'}}}"
     )
 
 
@@ -147,7 +150,7 @@ def _distribution(bins: Bins, rows: int, told: Mapping[str, Any]) -> Distributio
     known, counts = told["known"], told["counts"] or {}
     keys: list[Any] = [f"={value}" for value in bins.categories] if bins.is_category else list(bins.edges)
     of_keys = [counts.get(key, 0) for key in keys]
-    moments = {} if bins.is_category else {name: told[name] for name in ("mean", "sd", "low", "high")}
+    moments = {} if bins.is_category else {name: told[name] for name in MOMENTS}
     return Distribution(
         rows=rows,
         nulls=rows - known,

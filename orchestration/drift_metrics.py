@@ -24,7 +24,7 @@ from orchestration.project import Paths
 from orchestration.training import SEED
 from orchestration.training_sets import ScoringError, training_set_file
 from orchestration.warehouse import Connection
-from reports.comparing import Beside, Reference, State, compare_date, has_drifted, reference_of
+from reports.comparing import Beside, Reference, State, compare_date, is_beyond, reference_of
 from reports.distances import Bins, Distribution
 
 if TYPE_CHECKING:
@@ -247,8 +247,8 @@ def _compare_from(
                 "fault": column.fault.kind if column.fault else None,
                 "told": column.fault.told if column.fault else None,
             }
-            rows += [which | told | _row(one, score) for one in column.beside]
-            rows += [which | dict.fromkeys(told) | _row(one, score) for one in column.segments]
+            rows += [which | told | _row(one, score, column.is_drifted) for one in column.beside]
+            rows += [which | dict.fromkeys(told) | _row(one, score, column.is_drifted) for one in column.segments]
     monitoring.write(connection, "drift_metrics", rows)
 
 
@@ -257,7 +257,7 @@ def importance_of(card: "Card", column: str) -> float:
     return 1.0 if column in (PREDICTION, BAND) else card.importance.get(column, 0.0) / 100
 
 
-def _row(one: Beside, score: Score) -> dict[str, Any]:
+def _row(one: Beside, score: Score, has_drifted: bool) -> dict[str, Any]:
     return {
         "reference": one.against,
         "reference_date": one.day,
@@ -273,7 +273,7 @@ def _row(one: Beside, score: Score) -> dict[str, Any]:
         "high": one.current.high,
         "new_values": list(one.current.new),
         **msgspec.structs.asdict(one.comparison),
-        "is_drifted": has_drifted(one, score.alerts),
+        "is_drifted": has_drifted and is_beyond(one, score.alerts),
     }
 
 

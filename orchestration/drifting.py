@@ -49,7 +49,7 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
     newest = max(scored)
     for day in sorted(scored):
         if day in measured or not (where.reports / score.name / str(day) / FIGURES).is_file():
-            _write_figures(connection, score, champion, card, day, where)
+            write_figures(connection, score, champion, card, day, where)
     changed = write_pages(connection, score, champion, card, newest, incidents, clock(project), where)
     page = where.reports / score.name / str(newest) / PAGE
     return {
@@ -62,7 +62,7 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
     }
 
 
-def _write_figures(
+def write_figures(
     connection: Connection, score: Score, champion: Mapping[str, Any], card: "Card", day: date, where: Paths
 ) -> None:
     """Writes drift.json of a date: what was compared with what, and of each column its figures and verdict.

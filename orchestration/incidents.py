@@ -18,7 +18,7 @@ from orchestration.project import Paths, load_manifest
 from orchestration.tracing import lost_tables, origin, weeks_before
 from orchestration.warehouse import Connection
 from reports.faults import Fault
-from reports.incidents import Drifted, Incident, incidents_of, told
+from reports.incidents import Drifted, Incident, alerts_of, told
 
 if TYPE_CHECKING:
     from ml.registry import Card
@@ -140,10 +140,6 @@ def _found(
     measured: Sequence[date],
 ) -> list[Incident]:
     """What is worth an alert at a date: what has drifted on so many dates in a row, and weighs enough."""
-    up_to = [one for one in measured if one <= day]
-    if len(up_to) < score.alerts.dates:
-        return []
-    since = up_to[-score.alerts.dates]
     rows = warehouse.rows(
         connection,
         """
@@ -151,10 +147,11 @@ def _found(
             column_name, max(effect) as effect, any_value(drifted_since) as began,
             any_value(fault) as fault, any_value(told) as told
         from monitoring.drift_metrics
-        where score = ? and model_version = ? and as_of_date = ? and segment_column is null and drifted_since <= ?
+        where score = ? and model_version = ? and as_of_date = ?
+            and segment_column is null and drifted_since is not null
         group by 1 order by 1
         """,
-        [score.name, version, day, since],
+        [score.name, version, day],
     )
     drifted = [
         Drifted(
@@ -171,7 +168,7 @@ def _found(
     features = [one for one in drifted if one not in said]
     roots = {root for one in features for root in one.roots}
     lost = lost_tables(connection, project, roots, day, weeks_before(min((one.began for one in features), default=day)))
-    return [one for one in incidents_of(features, made_of, lost, said) if one.impact >= score.alerts.impact]
+    return alerts_of(features, said, [one for one in measured if one <= day], made_of, lost, score.alerts)
 
 
 def _keep(

@@ -16,7 +16,7 @@ import msgspec
 
 from ml.declarations import Score
 from orchestration import warehouse
-from orchestration.distributions import Counted
+from orchestration.distributions import MOMENTS, Counted
 from orchestration.warehouse import Connection
 from reports.distances import Bins, Distribution
 
@@ -29,7 +29,7 @@ TABLES = """
     create table if not exists monitoring.distributions (
         score varchar, model_version integer, part varchar, as_of_date date, segment_column varchar, segment varchar,
         column_name varchar, rows bigint, nulls bigint, counts bigint[], mean double, sd double, low double,
-        high double, new varchar[], made_from varchar
+        high double, log_mean double, log_sd double, nonzero bigint, new varchar[], made_from varchar
     );
     create table if not exists monitoring.drift_metrics (
         score varchar, model_version integer, as_of_date date, column_name varchar, segment_column varchar,
@@ -188,7 +188,7 @@ def distributions(
             distribution=Distribution(
                 counts=tuple(row["counts"]),
                 new=tuple(row["new"] or ()),
-                **{name: row[name] for name in ("rows", "nulls", "mean", "sd", "low", "high")},
+                **{name: row[name] for name in ("rows", "nulls", *MOMENTS)},
             ),
         )
         for row in found

@@ -142,7 +142,7 @@ def _changed(connection: Connection, rows: str, column: Column, keys: Sequence[A
     best: tuple[float, Any, Distribution] | None = None
     for place, key in enumerate(ordered[1:], start=1):
         before = merged([of_key[one] for one in ordered[:place]])
-        effect = compare(of_key[key], before).effect
+        effect = compare(of_key[key], before, is_category=bins.is_category).effect
         if effect >= LEAST_EFFECT and (best is None or effect > best[0]):
             best = effect, key, before
     if best is None:

@@ -9,6 +9,7 @@ import msgspec
 from ml.alerts import Alerts
 from reports.distances import Allowance, Bins, Comparison, Distribution, compare, merged, usual_between, usual_of_whole
 from reports.faults import Fault, InSegment, fault_of
+from reports.trends import Trend, trend_of
 
 Against = Literal["training", "previous"]
 
@@ -21,6 +22,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     dates: dict[str, dict[date, Distribution]]
     whole: dict[str, Distribution]
     usual: dict[str, Allowance]
+    trends: dict[str, Trend]
     of_segments: dict[tuple[str, str, str], Distribution] = {}
     usual_after: dict[tuple[str, int], Allowance] = {}  # of a column by days between two dates, as they are asked for
 
@@ -52,7 +54,10 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """A column at a date: whether it has drifted from either reference, since when, and what has become of it."""
+    """A column at a date: whether it has drifted from either reference, since when, and what has become of it.
+
+    One that goes on with the calendar as it did in training has not drifted, and its `fault` says so.
+    """
 
     name: str
     is_drifted: bool
@@ -84,12 +89,13 @@ def reference_of(
     usual = {}
     for one in known:
         both = [usual_of_whole(dates[one.name]), usual_of_whole(held_out.get(one.name, {}))]
-        usual[one.name] = Allowance(max(one.distance for one in both), max(one.nulls for one in both))
+        usual[one.name] = Allowance(*(max(pair) for pair in zip(*map(msgspec.structs.astuple, both), strict=True)))
     return Reference(
         bins={one.name: one for one in known},
         dates={one.name: dates[one.name] for one in known},
         whole=whole,
         usual=usual,
+        trends={one.name: trend for one in known if (trend := trend_of(dates[one.name])) is not None},
         of_segments=dict(of_segments),
     )
 
@@ -122,27 +128,34 @@ def _compared(
             against="training",
             current=current,
             other=whole,
-            comparison=compare(current, whole, reference.usual[name]),
+            comparison=compare(current, whole, reference.usual[name], is_category=bins.is_category),
         )
     ]
     before = state.seen.get(state.in_order) if state.in_order else None
     if before is not None and state.in_order is not None:
-        compared = compare(current, before, reference.usual_between(name, (day - state.in_order).days))
+        usual = reference.usual_between(name, (day - state.in_order).days)
+        compared = compare(current, before, usual, is_category=bins.is_category)
         found.append(Beside(against="previous", current=current, other=before, comparison=compared, day=state.in_order))
     segments = [
         Beside(
             against="training",
             current=part,
             other=other,
-            comparison=compare(part, other),
+            comparison=compare(part, other, is_category=bins.is_category),
             segment_column=column,
             segment=value,
         )
         for (column, value), part in parts.get(name, {}).items()
         if (other := reference.of_segments.get((name, column, value))) is not None
     ]
-    is_drifted = any(has_drifted(one, alerts) for one in found)
-    fault = _fault(bins, current, whole, before, segments, alerts) if is_drifted else None
+    moved = any(is_beyond(one, alerts) for one in found)
+    trend = reference.trends.get(name)
+    goes_on = trend is not None and trend.goes_on(day, current, whole)
+    fault = None
+    if moved:
+        going = Fault("calendar", trend.told()) if goes_on and trend else None
+        fault = going or _fault(bins, current, whole, before, segments, alerts)
+    is_drifted = moved and not goes_on
     state.seen[day] = current
     state.since = (state.since or day) if is_drifted else None
     state.in_order = state.in_order if is_drifted else day
@@ -156,7 +169,7 @@ def _compared(
     )
 
 
-def has_drifted(one: Beside, alerts: Alerts) -> bool:
+def is_beyond(one: Beside, alerts: Alerts) -> bool:
     return one.current.rows >= alerts.rows and one.comparison.effect >= alerts.effect
 
 

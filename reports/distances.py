@@ -5,6 +5,7 @@ Columns are compared by their binned counts, so that every row counts, whatever 
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -40,7 +41,8 @@ class Bins(msgspec.Struct, frozen=True, kw_only=True):
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     """A column's values in some rows: `counts` by its bins, without the `nulls`. Of a category there are no moments;
-    `new` are the most frequent of the values that are none of its categories."""
+    `new` are the most frequent of the values that are none of its categories. `log_mean` and `log_sd` are of ln|x|
+    where x is not 0, in `nonzero` rows: other units move the one, and leave the other as it is."""
 
     rows: int
     nulls: int
@@ -49,6 +51,9 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     sd: float | None = None
     low: float | None = None
     high: float | None = None
+    log_mean: float | None = None
+    log_sd: float | None = None
+    nonzero: int = 0
     new: tuple[str, ...] = ()
 
     @property
@@ -57,10 +62,12 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Allowance(msgspec.Struct, frozen=True):
-    """How far a column lies from its reference although nothing has happened: by all bins, and by the nulls alone."""
+    """How far a column lies from its reference although nothing has happened: by all bins, by the nulls alone, and of a
+    category by the values that training has not seen alone."""
 
     distance: float = 0.0
     nulls: float = 0.0
+    unseen: float = 0.0
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,38 +94,59 @@ def merged(parts: Sequence[Distribution]) -> Distribution:
     """The distribution of all the rows of some parts. Raises `ValueError` if there is no part."""
     if not parts:
         raise ValueError("nothing to merge: a distribution needs one part at least")
-    known = [(one.rows - one.nulls, one) for one in parts if one.rows > one.nulls and one.mean is not None]
-    total = sum(rows for rows, _ in known)
-    mean = sum(rows * (one.mean or 0.0) for rows, one in known) / total if total else None
-    square = sum(rows * ((one.sd or 0.0) ** 2 + ((one.mean or 0.0) - (mean or 0.0)) ** 2) for rows, one in known)
+    known = [one for one in parts if one.rows > one.nulls]
+    mean, sd = _pooled([(one.rows - one.nulls, one.mean, one.sd) for one in known])
+    log_mean, log_sd = _pooled([(one.nonzero, one.log_mean, one.log_sd) for one in known])
     return Distribution(
         rows=sum(one.rows for one in parts),
         nulls=sum(one.nulls for one in parts),
         counts=tuple(map(sum, zip(*(one.counts for one in parts), strict=True))),
         mean=mean,
-        sd=float(np.sqrt(square / total)) if total else None,
-        low=min((one.low for _, one in known if one.low is not None), default=None),
-        high=max((one.high for _, one in known if one.high is not None), default=None),
+        sd=sd,
+        low=min((one.low for one in known if one.low is not None), default=None),
+        high=max((one.high for one in known if one.high is not None), default=None),
+        log_mean=log_mean,
+        log_sd=log_sd,
+        nonzero=sum(one.nonzero for one in parts),
         new=tuple(dict.fromkeys(name for one in parts for name in one.new)),
     )
+
+
+def _pooled(parts: Sequence[tuple[int, float | None, float | None]]) -> tuple[float | None, float | None]:
+    """Mean and deviation of all rows, from those of parts with so many rows each."""
+    known = [(rows, mean, sd) for rows, mean, sd in parts if rows and mean is not None and sd is not None]
+    total = sum(rows for rows, _, _ in known)
+    if not total:
+        return None, None
+    mean = sum(rows * mean for rows, mean, _ in known) / total
+    square = sum(rows * (sd**2 + (own - mean) ** 2) for rows, own, sd in known) / total
+    return mean, float(np.sqrt(square))
 
 
 NOTHING = Allowance()
 
 
-def compare(current: Distribution, reference: Distribution, usual: Allowance = NOTHING) -> Comparison:
-    """A column beside its reference; `usual` is what it may differ by besides chance, which the rows decide."""
+def compare(
+    current: Distribution, reference: Distribution, usual: Allowance = NOTHING, *, is_category: bool = False
+) -> Comparison:
+    """A column beside its reference; `usual` is what it may differ by besides chance, which the rows decide.
+
+    Nulls, and of a category values that are not among those counted, are looked at alone too: among many bins a few
+    percent of either would be taken for chance.
+    """
     p, q = shares(current), shares(reference)
     distance = float(np.abs(p - q).sum() / 2)
-    allowed = max(usual.distance, noise(reference, current.rows))
-    nulls = abs(current.null_share - reference.null_share) - max(
-        usual.nulls, _noise_of(q[-1:], current.rows, reference)
-    )
+    allowed = max(usual.distance, _noise_of(q, current.rows, reference.rows))
+    alone = [(-1, usual.nulls), *([(-2, usual.unseen)] if is_category else [])]
+    beyond = [
+        abs(p[place] - q[place]) - max(most, _noise_of(q[[place]], current.rows, reference.rows))
+        for place, most in alone
+    ]
     return Comparison(
         distance=distance,
         psi=_psi(p, q),
         usual=min(allowed, 1.0),
-        effect=max(distance - allowed, nulls, 0.0) if current.rows and reference.rows else 0.0,
+        effect=float(max(distance - allowed, *beyond, 0.0)) if current.rows and reference.rows else 0.0,
     )
 
 
@@ -129,17 +157,13 @@ def _psi(p: "NDArray[np.float64]", q: "NDArray[np.float64]") -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def noise(reference: Distribution, rows: int) -> float:
-    """The distance that `rows` drawn from the reference hardly exceed: its mean by chance, and three deviations.
+def _noise_of(q: "NDArray[np.float64]", rows: int, reference_rows: int) -> float:
+    """The distance that so many rows drawn from a reference hardly exceed: its mean by chance, and three deviations.
 
     Each bin's difference is about normal with the variance q (1 - q) (1/n + 1/m); its absolute value has the mean
     sqrt(2/pi) and the variance 1 - 2/pi, in units of that deviation.
     """
-    return _noise_of(shares(reference), rows, reference)
-
-
-def _noise_of(q: "NDArray[np.float64]", rows: int, reference: Distribution) -> float:
-    variance = q * (1 - q) * (1 / max(rows, 1) + 1 / max(reference.rows, 1))
+    variance = q * (1 - q) * (1 / max(rows, 1) + 1 / max(reference_rows, 1))
     mean = np.sqrt(2 / np.pi) * np.sqrt(variance).sum() / 2
     deviation = np.sqrt((1 - 2 / np.pi) * variance.sum()) / 2
     return float(mean + NOISE_ERRORS * deviation)
@@ -147,15 +171,11 @@ def _noise_of(q: "NDArray[np.float64]", rows: int, reference: Distribution) -> f
 
 def usual_of_whole(dates: Mapping[date, Distribution]) -> Allowance:
     """How far single dates lay from all of them together: the most that any did. Season and trend are in it."""
-    if len(dates) < 2:
-        return Allowance()
-    whole = merged(list(dates.values()))
-    q = shares(whole)
-    apart = [shares(one) - q for one in dates.values() if one.rows]
-    return Allowance(
-        max((float(np.abs(difference).sum() / 2) for difference in apart), default=0.0),
-        max((float(abs(difference[-1])) for difference in apart), default=0.0),
-    )
+    known = [one for one in dates.values() if one.rows]
+    if len(known) < 2:
+        return NOTHING
+    q = shares(merged(known))
+    return _most([shares(one) - q for one in known])
 
 
 def usual_between(dates: Mapping[date, Distribution], days: int) -> Allowance:
@@ -163,15 +183,16 @@ def usual_between(dates: Mapping[date, Distribution], days: int) -> Allowance:
 
     Where no pair had just that distance those of the nearest distance count.
     """
-    ordered = sorted(day for day, one in dates.items() if one.rows)
-    pairs = [(abs((later - earlier).days - days), earlier, later) for i, earlier in enumerate(ordered)
-             for later in ordered[i + 1 :]]  # fmt: skip
-    if not pairs:
-        return Allowance()
-    nearest = min(distance for distance, _, _ in pairs)
-    known = {day: shares(dates[day]) for day in ordered}
-    apart = [known[later] - known[earlier] for distance, earlier, later in pairs if distance == nearest]
-    return Allowance(
-        max(float(np.abs(difference).sum() / 2) for difference in apart),
-        max(float(abs(difference[-1])) for difference in apart),
-    )
+    known = {day: shares(one) for day, one in sorted(dates.items()) if one.rows}
+    pairs = [(abs((later - earlier).days - days), earlier, later) for earlier, later in combinations(known, 2)]
+    nearest = min((distance for distance, _, _ in pairs), default=0)
+    return _most([known[later] - known[earlier] for distance, earlier, later in pairs if distance == nearest])
+
+
+def _most(apart: "Sequence[NDArray[np.float64]]") -> Allowance:
+    """The largest of some differences of shares."""
+    if not apart:
+        return NOTHING
+    each = np.abs(np.array(apart))
+    distance, nulls, unseen = each.sum(axis=1).max() / 2, each[:, -1].max(), each[:, -2].max()
+    return Allowance(float(distance), float(nulls), float(unseen))

@@ -58,8 +58,7 @@ def evidently_page(
     columns: Mapping[str, Shown],
     head: Mapping[str, str],
 ) -> EvidentlyPage:
-    """Evidently's data drift, and of the first columns its data summary, of these rows, which are a sample already, as of
-    a day.
+    """Evidently's drift of these rows, which are a sample already, as of a day, and its summary of the first columns.
 
     `columns` says how each is shown, in this order; booleans go as categories, dates as either. A null category is a
     category of its own, a null number is left out; a column without any value on one side is not shown. Of many

@@ -10,14 +10,14 @@ import numpy as np
 from reports.distances import Bins, Comparison, Distribution, shares
 
 Kind = Literal["stuck at null", "more nulls", "stuck at a value", "unit change", "renamed", "new values",
-               "part of the customers", "mix", "shift"]  # fmt: skip
+               "part of the customers", "mix", "shift", "calendar"]  # fmt: skip
 # What the business or the season may do by itself; all others are faults of data until somebody knows better.
-MOVES: tuple[Kind, ...] = ("shift", "mix")
+MOVES: tuple[Kind, ...] = ("shift", "mix", "calendar")
 
 STUCK = 0.98  # of the rows
-LEAST_FACTOR = 1.5  # of a unit change, either way: miles to kilometres are 1.6
-SAME_FACTOR = 0.05  # how far the factors of mean and spread may lie apart, as a share
-SAME_REACH = 0.25  # and that of the largest value, which is one customer's
+LEAST_FACTOR = 3.0  # of a unit change, either way, unless it is a known one: amounts may grow by half
+NEAR_STANDARD = 0.03  # how far a factor may lie from a known one, as a share
+SAME_SPREAD = 0.1  # how far the spreads of the logarithms may lie apart
 GONE = 0.1  # what is left of a category that is gone, as a share of what it was
 LEAST_OF_A_CATEGORY = 0.01
 STANDARD = {  # what is known to be converted into each other
@@ -109,14 +109,14 @@ def _of_numbers(current: Distribution, was: Distribution, reference: Distributio
 
 
 def _factor(current: Distribution, was: Distribution) -> float | None:
-    """What all values seem to be multiplied by: mean, spread and the largest are so alike; None if they are not."""
-    if not (current.mean and was.mean and current.sd and was.sd and current.mean / was.mean > 0):
+    """What all values seem to be multiplied by: their logarithms have moved, and are spread as before; None if not."""
+    if current.log_mean is None or was.log_mean is None or current.log_sd is None or was.log_sd is None:
         return None
-    factor = current.mean / was.mean
-    if abs(math.log(factor)) < math.log(LEAST_FACTOR) or abs(current.sd / was.sd / factor - 1) > SAME_FACTOR:
+    factor = math.exp(current.log_mean - was.log_mean)
+    filled, was_filled = (one.nonzero / max(one.rows - one.nulls, 1) for one in (current, was))
+    if abs(current.log_sd - was.log_sd) > SAME_SPREAD * max(was.log_sd, 0.5) or abs(filled - was_filled) > SAME_SPREAD:
         return None
-    reach, was_reach = (max(abs(one.low or 0.0), abs(one.high or 0.0)) for one in (current, was))
-    return factor if was_reach and abs(reach / was_reach / factor - 1) <= SAME_REACH else None
+    return factor if abs(math.log(factor)) >= math.log(LEAST_FACTOR) or _known(factor) else None
 
 
 def _times(factor: float) -> str:
@@ -125,9 +125,9 @@ def _times(factor: float) -> str:
 
 def _known(factor: float) -> str:
     for standard, told in STANDARD.items():
-        if abs(factor / standard - 1) <= 0.03:
+        if abs(factor / standard - 1) <= NEAR_STANDARD:
             return f" ({told}?)"
-        if abs(factor * standard - 1) <= 0.03:
+        if abs(factor * standard - 1) <= NEAR_STANDARD:
             ends = told.split(" to ")
             return f" ({' to '.join(reversed(ends))}?)" if len(ends) == 2 else f" (a unit {standard:g} times as large?)"
     return ""

@@ -5,6 +5,7 @@ from datetime import date
 
 import msgspec
 
+from ml.alerts import Alerts
 from reports.faults import Fault
 
 # Of a raw column: the share that the drifted features it made have among all that it made and all that have drifted.
@@ -53,6 +54,23 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_breakage(self) -> bool:
         return self.kind == "lost source" or any(one.fault.is_breakage for one in self.columns)
+
+
+def alerts_of(
+    drifted: Sequence[Drifted],
+    predictions: Sequence[Drifted],
+    dates: Sequence[date],
+    made_of: Mapping[str, Sequence[str]],
+    lost: Mapping[str, str],
+    alerts: Alerts,
+) -> list[Incident]:
+    """The incidents of the last of these as-of dates that are worth an alert: what has drifted on so many dates in a
+    row, and weighs enough."""
+    if len(dates) < alerts.dates:
+        return []
+    since = dates[-alerts.dates]
+    lasting, said = ([one for one in some if one.began <= since] for some in (drifted, predictions))
+    return [one for one in incidents_of(lasting, made_of, lost, said) if one.impact >= alerts.impact]
 
 
 def incidents_of(
