@@ -64,6 +64,7 @@ def make_card(
         commit=commit,
         trigger=trigger,
         trained_on=trained_on,
+        naive=candidate.naive,
     )
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from ml.baseline import naive_forecast
+from ml.baseline import Naive, feature_values, fit_naive, naive_forecast
 from ml.cards import make_card
 from ml.declarations import Kind, Score
 from ml.encoding import Column, ColumnType, Encoder, EncodingError, encode
@@ -542,8 +543,10 @@ def naive(
         return np.array(list(values.values()), dtype=np.float32).T
 
     encoder = Encoder(tuple(Column(name, types.get(name, "number")) for name in columns))
-    forecast, name = naive_forecast(kind, encoder, matrix(columns), np.array(label, dtype=float), matrix(held_out))
-    return forecast.tolist(), name
+    fitted = fit_naive(kind, encoder, matrix(columns), np.array(label, dtype=float))
+    kept = msgspec.json.decode(msgspec.json.encode(fitted), type=Naive)
+    assert kept == fitted, "it can be kept"
+    return naive_forecast(kept, feature_values(encoder, matrix(held_out), kept)).tolist(), kept.told
 
 
 def test_the_naive_probability_is_that_of_the_number_which_ranks_the_training_rows_best() -> None:
