@@ -69,7 +69,8 @@ def naive_forecast(naive: Naive, values: "NDArray[np.float32]") -> "NDArray[np.f
         return SURE * found + (1 - SURE) * base[0]
     shares = np.tile(of_null, (len(numbers), 1))
     shares[known] = says[np.searchsorted(naive.values, numbers[known], side="left")]
-    return SURE * shares + (1 - SURE) * base
+    mixed: NDArray[np.float64] = SURE * shares + (1 - SURE) * base
+    return mixed
 
 
 def _probability(

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from ml import gate as gates
+from ml.gains import Contact, read_contact
 from ml.learning import (
     LEARNING_EXAMPLES,
     LEARNING_KEYS,
@@ -32,6 +33,7 @@ SCORE_KEYS: dict[str, type] = {
     **LEARNING_KEYS,
     "reasons": dict,
     "retrain": dict,
+    "contact": dict,
 }
 # What may be written of each, as YAML.
 SCORE_EXAMPLES = {
@@ -46,8 +48,9 @@ SCORE_EXAMPLES = {
     **LEARNING_EXAMPLES,
     "reasons": "{top: 3, bands: [high]}",
     "retrain": "{every: 4 weeks, cooldown: 7 days}",
+    "contact": "{value: 12.5, cost: 0.8}",
 }
-OPTIONAL_KEYS = ("bands", "when_stale", "exclude", *LEARNING_KEYS, "reasons", "retrain")
+OPTIONAL_KEYS = ("bands", "when_stale", "exclude", *LEARNING_KEYS, "reasons", "retrain", "contact")
 WhenStale = Literal["serve", "refuse"]
 TEXTS = ("varchar", "text", "char", "string", "bpchar", "enum")
 LABEL_COLUMNS = ("label", "matures_on")
@@ -96,6 +99,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     learning: Learning = Learning()
     explained: Explained = Explained()
     retrain: Retrain | None = None
+    contact: Contact | None = None
     shadow: bool = False
 
 
@@ -160,6 +164,7 @@ def read_score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Fau
     learning = read_learning(declared, kind, ordered, names, where, faults)
     explained = read_explained(declared.get("reasons"), list(bands), kind, where, faults)
     retrain = read_retrain(declared.get("retrain"), where, faults)
+    contact = read_contact(declared.get("contact"), kind, where, faults)
     if not (features and label and keys and kind):
         return None
     return Score(
@@ -188,6 +193,7 @@ def read_score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Fau
         learning=learning,
         explained=explained,
         retrain=retrain,
+        contact=contact,
         shadow=declared.get("shadow", False),
     )
 
