@@ -54,23 +54,22 @@ def feature_values(encoder: "Encoder", matrix: "NDArray[np.float32]", naive: Nai
 def naive_forecast(naive: Naive, values: "NDArray[np.float32]") -> "NDArray[np.float64]":
     """What it says of rows by their values of its feature, NaN for null: as `evaluate` reads it, (rows,), of a category
     (rows, classes). Without a feature only the number of rows counts."""
-    base = np.asarray(naive.base)
+    base = np.asarray(naive.base, dtype=np.float64)
     if naive.feature is None:
         forecast = np.tile(base, (len(values), 1))
-        return forecast if naive.kind == "category" else forecast[:, 0]
+        return forecast if naive.kind == "category" else forecast.ravel()
     # As the encoder has them, then in float64: differences of the largest float32 numbers overflow.
     numbers = np.asarray(values, dtype=np.float32).astype(np.float64)
-    known, says, of_null = ~np.isnan(numbers), np.asarray(naive.says), np.asarray(naive.of_null)
+    known, says, of_null = ~np.isnan(numbers), np.asarray(naive.says), np.asarray(naive.of_null, dtype=np.float64)
     if naive.kind == "amount":
         return np.where(known, numbers, of_null[0])
     if naive.kind == "probability":
         found = np.full(len(numbers), of_null[0])
         found[known] = np.interp(numbers[known], naive.values, says[:, 0])  # beyond the ends as at them
-        return SURE * found + (1 - SURE) * base[0]
+        return SURE * found + (1 - SURE) * base
     shares = np.tile(of_null, (len(numbers), 1))
     shares[known] = says[np.searchsorted(naive.values, numbers[known], side="left")]
-    mixed: NDArray[np.float64] = SURE * shares + (1 - SURE) * base
-    return mixed
+    return SURE * shares + (1 - SURE) * base
 
 
 def _probability(

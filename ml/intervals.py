@@ -46,9 +46,15 @@ def intervals(
 
 
 def standard_errors(
-    kind: Kind, label: "NDArray[Any]", score: "NDArray[Any]", entity: "NDArray[np.int64]", seed: int = 0
+    kind: Kind,
+    label: "NDArray[Any]",
+    score: "NDArray[Any]",
+    entity: "NDArray[np.int64]",
+    seed: int = 0,
+    resamples: int | None = None,
 ) -> dict[str, float]:
-    """The standard error of each metric, over 100 resamples of entities, whose rows go together; rows in any order.
+    """The standard error of each metric, over 100 (or so many) resamples of entities, whose rows go together; rows in
+    any order.
 
     With more than 20,000 rows a resample has so many entities that it has about as many rows, and the error is scaled
     by the root of the share (m out of n: Bickel, Götze and van Zwet, 1997). Empty where there is one entity only.
@@ -65,7 +71,8 @@ def standard_errors(
     drawn = min(entities, max(2, entities * MOST_ROWS // len(truth)))
     random = np.random.default_rng(seed)
     measured: dict[str, list[float]] = {}
-    for _ in range(RESAMPLES):
+    resamples = resamples or RESAMPLES
+    for _ in range(resamples):
         chosen = random.integers(0, entities, drawn)
         rows = _places(starts[chosen], counts[chosen])
         for name, value in evaluate(kind, truth[rows], scores[rows]).items():
@@ -73,7 +80,7 @@ def standard_errors(
     errors = {}
     for name, values in measured.items():
         finite = [value for value in values if np.isfinite(value)]
-        if len(finite) > RESAMPLES / 2:
+        if len(finite) > resamples / 2:
             errors[name] = float(np.std(finite, ddof=1) * np.sqrt(drawn / entities))
     return errors
 

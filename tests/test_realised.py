@@ -211,7 +211,9 @@ def test_a_date_is_measured_once_all_its_labels_have_matured(connection: Connect
     connection.execute("update labels.customer_left set matures_on = matures_on + 1 where customer_id = 0")
     assert measured(connection, where, MATURED) == []
     assert measured(connection, where, MATURED + timedelta(days=1)) == [(3, DAY)]
-    found = connection.execute("select metric, realised, rows, sampled, promised from ml.realised").fetchall()
+    found = connection.execute(
+        "select metric, realised, rows, sampled, promised from monitoring.realised_performance"
+    ).fetchall()
     expected = evaluate("probability", labels, scores)
     assert {metric: value for metric, value, *_ in found} == pytest.approx(expected)
     assert {row[2:] for row in found} == {(CUSTOMERS, CUSTOMERS, PROMISE.metrics[row[0]]) for row in found}
@@ -234,7 +236,7 @@ def test_a_date_is_measured_again_only_when_its_predictions_or_labels_have_chang
     assert measured(connection, where, later) == [(3, DAY)]
     connection.execute(f"update ml.scored_dates set made_from = 'b' where as_of_date = '{DAY}'")
     assert measured(connection, where, later) == [(3, DAY)]
-    assert connection.execute("select count(*) from ml.realised").fetchall() == [(12,)]
+    assert connection.execute("select count(*) from monitoring.realised_performance").fetchall() == [(12,)]
 
 
 def test_what_is_withdrawn_of_the_predictions_is_withdrawn_of_what_was_realised(
@@ -244,7 +246,7 @@ def test_what_is_withdrawn_of_the_predictions_is_withdrawn_of_what_was_realised(
     measured(connection, where)
     connection.execute("delete from ml.scored_dates")
     measured(connection, where)
-    assert connection.execute("select count(*) from ml.realised").fetchall() == [(0,)]
+    assert connection.execute("select count(*) from monitoring.realised_performance").fetchall() == [(0,)]
 
 
 def test_every_version_with_predictions_is_measured_beside_the_one_that_served(
@@ -254,7 +256,7 @@ def test_every_version_with_predictions_is_measured_beside_the_one_that_served(
     a_version(connection, where, 4, promoted=False)  # a challenger
     scored(connection, *some_outcomes(), version=4)
     assert measured(connection, where) == [(3, DAY), (4, DAY)]
-    served = "select distinct model_version, served_version from ml.realised order by 1"
+    served = "select distinct model_version, served_version from monitoring.realised_performance order by 1"
     assert connection.execute(served).fetchall() == [(3, 3), (4, 3)]
 
 
@@ -264,11 +266,18 @@ def test_of_very_many_rows_a_sample_is_measured_which_is_always_the_same(
     monkeypatch.setattr(realised, "SAMPLED", 300)
     scored(connection, *some_outcomes())
     measured(connection, where)
-    first = connection.execute("select metric, realised, rows, sampled from ml.realised order by 1").fetchall()
+    first = connection.execute(
+        "select metric, realised, rows, sampled from monitoring.realised_performance order by 1"
+    ).fetchall()
     assert {row[2:] for row in first} == {(CUSTOMERS, 300)}
-    connection.execute("delete from ml.realised")
+    connection.execute("delete from monitoring.realised_performance")
     measured(connection, where)
-    assert connection.execute("select metric, realised, rows, sampled from ml.realised order by 1").fetchall() == first
+    assert (
+        connection.execute(
+            "select metric, realised, rows, sampled from monitoring.realised_performance order by 1"
+        ).fetchall()
+        == first
+    )
 
 
 def test_a_category_is_measured_by_the_probabilities_of_its_classes(connection: Connection, where: Paths) -> None:
@@ -286,7 +295,7 @@ def test_a_category_is_measured_by_the_probabilities_of_its_classes(connection: 
             from p where id = customer_id and model_version = 5
         """)
     assert measured(connection, where, score=a_score("category", bands={})) == [(5, DAY)]
-    found = dict(connection.execute("select metric, realised from ml.realised").fetchall())
+    found = dict(connection.execute("select metric, realised from monitoring.realised_performance").fetchall())
     assert found == pytest.approx(promise)
 
 
