@@ -158,10 +158,12 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     baseline: Annotated[
         dict[str, float | None], Meta(description="Metric -> that of the naive forecast on the held-out dates.")
     ] = {}
-    slices: Annotated[
-        list[RealisedSlice], Meta(description="Of the champion's newest matured date; they break no promise.")
-    ] = []
-    gains: Annotated[list[Gain], Meta(description="Of the champion's newest matured date; of a category none.")] = []
+    newest: Annotated[
+        tuple[date, int] | None,
+        Meta(description="As-of date and version of slices and gains: the champion's newest, if one has matured."),
+    ] = None
+    slices: Annotated[list[RealisedSlice], Meta(description="Parts of its customers; they break no promise.")] = []
+    gains: Annotated[list[Gain], Meta(description="What its highest scores held; of a category none.")] = []
     promised_gains: Annotated[
         tuple[float, ...], Meta(description="Share of the outcomes held by each twentieth, on the held-out dates.")
     ] = ()
