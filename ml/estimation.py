@@ -11,6 +11,7 @@ It sees that customers have become easier or harder to tell apart. It can't see 
 """
 
 import math
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -37,6 +38,28 @@ class EstimatedMetric(msgspec.Struct, frozen=True, kw_only=True):
     estimated: float
     low: Annotated[float, Meta(description="Where the realised one lies in 95 of 100 cases if it is calibrated.")]
     high: float
+
+
+class EstimatedDate(msgspec.Struct, frozen=True, kw_only=True):
+    """What the metrics of a version will likely be on an as-of date whose labels have not matured yet."""
+
+    as_of_date: date
+    model_version: int
+    served_version: Annotated[
+        int | None, Meta(description="The champion when the date was first scored; null if that can't be told.")
+    ]
+    rows: Annotated[int, Meta(description="Customers with a prediction.")]
+    sampled: Annotated[int, Meta(description="Of which the metrics are.")]
+    metrics: list[EstimatedMetric]
+
+
+class EstimateError(msgspec.Struct, frozen=True, kw_only=True):
+    """How good the estimates of a metric were, over the dates that have matured since: mean absolute distances."""
+
+    metric: str
+    dates: int
+    of_estimate: Annotated[float, Meta(description="Of the estimate from what was realised.")]
+    of_promise: Annotated[float, Meta(description="Of the promise from it: what believing the promise would give.")]
 
 
 def estimated_metrics(kind: Kind, score: "NDArray[Any]") -> list[EstimatedMetric]:

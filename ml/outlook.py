@@ -4,8 +4,9 @@ believed."""
 import math
 from collections.abc import Sequence
 
+from ml.estimation import EstimateError
 from ml.metrics import HIGHER_IS_BETTER, METRICS, Kind
-from ml.realised import EstimateError, Line, Promise, RealisedDate, RealisedMetric, compared, error_of
+from ml.realised import Line, Promise, RealisedDate, RealisedMetric, compared, error_of
 
 
 def estimate_errors(dates: Sequence[RealisedDate]) -> list[EstimateError]:

@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from ml.estimation import EstimatedMetric
+from ml.estimation import EstimatedDate, EstimateError
 from ml.gains import Contact, Gain
 from ml.intervals import NORMAL_95, standard_errors
-from ml.metrics import CALIBRATION_BINS, HIGHER_IS_BETTER, METRICS, Kind, evaluate
+from ml.metrics import CALIBRATION_BINS, HIGHER_IS_BETTER, METRICS, RANGES, Kind, evaluate
 from ml.slices import Slice, large_parts
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Verdict = Literal["as promised", "worse", "better", "not measurable"]
-SLICE_RESAMPLES = 25  # of a bootstrap: a slice is told, and breaks no promise, so its error may be rougher
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,28 +87,6 @@ class RealisedSlice(msgspec.Struct, frozen=True, kw_only=True):
     value: Annotated[str, Meta(description="As text; unknown where the column is null.")]
     rows: int
     metrics: list[RealisedMetric]
-
-
-class EstimatedDate(msgspec.Struct, frozen=True, kw_only=True):
-    """What the metrics of a version will likely be on an as-of date whose labels have not matured yet."""
-
-    as_of_date: date
-    model_version: int
-    served_version: Annotated[
-        int | None, Meta(description="The champion when the date was first scored; null if that can't be told.")
-    ]
-    rows: Annotated[int, Meta(description="Customers with a prediction.")]
-    sampled: Annotated[int, Meta(description="Of which the metrics are.")]
-    metrics: list[EstimatedMetric]
-
-
-class EstimateError(msgspec.Struct, frozen=True, kw_only=True):
-    """How good the estimates of a metric were, over the dates that have matured since: mean absolute distances."""
-
-    metric: str
-    dates: int
-    of_estimate: Annotated[float, Meta(description="Of the estimate from what was realised.")]
-    of_promise: Annotated[float, Meta(description="Of the promise from it: what believing the promise would give.")]
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,16 +159,16 @@ def realised_metrics(
     promise: Promise,
     seed: int = 0,
     naive: "NDArray[Any] | None" = None,
-    resamples: int | None = None,
+    is_rough: bool = False,
 ) -> list[RealisedMetric]:
     """Every metric of the kind for one date's rows (one per customer) beside what was promised, in the order of
     `METRICS`.
 
     `label`, `score`, and what the naive forecast says, are as in `evaluate`, which raises `ValueError` for rows that
-    can't be measured. `resamples` are those of the bootstrap, if not the usual number.
+    can't be measured. The error may be rough: see `standard_errors`.
     """
     measured = evaluate(kind, label, score)
-    errors = standard_errors(kind, label, score, np.arange(len(label)), seed, resamples)
+    errors = standard_errors(kind, label, score, np.arange(len(label)), seed, is_rough)
     of_naive = {} if naive is None else evaluate(kind, label, naive)
     chosen = score.max(axis=1) if kind == "category" else score
     spread = float((chosen * (1 - chosen)).mean()) if kind != "amount" else 0.0
@@ -232,7 +209,7 @@ def realised_slices(
             baseline=held_out.baseline if held_out else {},
         )
         said = None if naive is None else naive[is_in]
-        metrics = realised_metrics(kind, label[is_in], score[is_in], promise, seed, said, SLICE_RESAMPLES)
+        metrics = realised_metrics(kind, label[is_in], score[is_in], promise, seed, said, is_rough=True)
         found.append(RealisedSlice(column=column, value=value, rows=int(is_in.sum()), metrics=metrics))
     return found
 
@@ -241,7 +218,10 @@ def compared(name: str, realised: float, error: float, rows: int, spread: float,
     """A metric beside its promise. The difference of two measurements has the error sqrt(a² + b²); the customers of
     both are partly the same, which makes it rather smaller, so that an alarm is the surer."""
     promised, interval = promise.metrics[name], promise.intervals.get(name)
-    own = (realised - NORMAL_95 * error, realised + NORMAL_95 * error) if math.isfinite(error) else (None, None)
+    own: tuple[float | None, float | None] = (None, None)
+    if math.isfinite(error):
+        least, most = RANGES[name]
+        own = (max(least, realised - NORMAL_95 * error), min(most, realised + NORMAL_95 * error))
     bounds: tuple[float | None, float | None] = (None, None)
     verdict: Verdict = "not measurable"
     if math.isfinite(realised) and math.isfinite(promised) and math.isfinite(error):

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ml.declarations import Score
-from ml.estimation import EstimatedMetric, estimated_metrics
-from ml.realised import EstimatedDate
+from ml.estimation import EstimatedDate, EstimatedMetric, estimated_metrics
 from orchestration import warehouse
 from orchestration.model_files import card_of
 from orchestration.monitored import ESTIMATED, REALISED, replace_date, withdraw

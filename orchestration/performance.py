@@ -11,9 +11,10 @@ import dagster as dg
 import msgspec
 
 from ml.declarations import Project, Score
+from ml.estimation import EstimatedDate
 from ml.metrics import without_nan
 from ml.outlook import estimate_errors, expected_metrics, verdict_lines
-from ml.realised import EstimatedDate, Line, Performance, Promise, RealisedDate, drifted_share
+from ml.realised import Line, Performance, Promise, RealisedDate, drifted_share
 from orchestration import versions, warehouse
 from orchestration.checks import AS_PROMISED, refuse_unsound
 from orchestration.estimating import estimated_dates

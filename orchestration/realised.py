@@ -13,6 +13,7 @@ import msgspec
 
 from ml.baseline import naive_forecast
 from ml.declarations import Score
+from ml.encoding import column_type
 from ml.gains import Gain, gains
 from ml.gate import sliced_columns
 from ml.realised import Promise, RealisedDate, RealisedMetric, RealisedSlice, realised_metrics, realised_slices
@@ -205,6 +206,8 @@ def _said(card: "Card | None", came: Outcomes, feature: str | None) -> "NDArray[
         return None
     if feature is None:
         return naive_forecast(naive, np.zeros(len(came.label), dtype=np.float32))
+    if column_type(came.features.schema.field(feature).type) != "number":
+        return None
     values = pc.fill_null(came.features.column(feature).cast(pa.float64(), safe=False), np.nan)
     return naive_forecast(naive, values.to_numpy().astype(np.float32))
 

@@ -10,9 +10,9 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ml.estimation import EstimatedMetric
+from ml.estimation import EstimatedDate, EstimatedMetric
 from ml.metrics import METRICS
-from ml.realised import EstimatedDate, Line, Performance, RealisedDate, RealisedMetric
+from ml.realised import Line, Performance, RealisedDate, RealisedMetric
 from reports.performance_parts import best_told, gain_rows, gains_picture, slice_rows
 from reports.pictures import INK, QUIET, SERIES, as_svg
 

@@ -70,6 +70,19 @@ def test_gains_rise_to_all_and_are_better_than_chance(kind: Kind) -> None:
     assert all(gain >= (place + 1) / 20 for place, gain in enumerate(gains))
 
 
+def test_slices_have_the_naive_forecast_too_and_are_also_of_the_columns_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ml.slices.LEAST_ROWS", 3)
+    monkeypatch.setattr("ml.slices.LEAST_OUTCOMES", 0)
+    holdout = a_candidate().holdout
+    label = holdout.column("label").to_numpy()
+    slices = evaluate_holdout(a_model(), holdout, label, slice_by=["customer_id", "no column"]).slices
+    assert {"member", "colour", "customer_id", "week"} == {part.column for part in slices}
+    (member,) = [part for part in slices if (part.column, part.value) == ("member", "true")]
+    assert member.metrics.keys() == member.baseline.keys() and member.metrics != member.baseline
+
+
 def test_rows_of_equal_score_share_what_they_hold() -> None:
     gains = held_by_highest(np.array([1.0, 0, 0, 0]), np.full(4, 0.3))
     assert gains == pytest.approx(np.arange(1, 21) / 20)

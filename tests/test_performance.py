@@ -12,20 +12,11 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from ml.estimation import EstimatedMetric
+from ml.estimation import EstimatedDate, EstimatedMetric, EstimateError
 from ml.gains import Contact, Gain
 from ml.metrics import METRICS, Kind
 from ml.outlook import verdict_lines
-from ml.realised import (
-    Cause,
-    EstimatedDate,
-    EstimateError,
-    Line,
-    Performance,
-    RealisedDate,
-    RealisedMetric,
-    RealisedSlice,
-)
+from ml.realised import Cause, Line, Performance, RealisedDate, RealisedMetric, RealisedSlice
 from reports.performance import performance_page
 from serving.app import create_app
 from serving.pages.performance import Written

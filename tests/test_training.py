@@ -580,6 +580,10 @@ def test_a_null_has_the_rate_of_nulls_and_not_of_the_values_beside_it(scale: flo
     assert forecast == pytest.approx([0.005, 0.5, 0.5, 0.995])  # 0.9 is beyond all: as the highest
 
 
+def test_a_null_that_no_training_row_had_has_the_base_rate() -> None:
+    assert naive("probability", {"x": [1.0, 2.0, 3.0, 4.0]}, [0, 0, 1, 1], {"x": [np.nan]}) == ([0.5], "x alone")
+
+
 @pytest.mark.parametrize("values", [[1.0] * 4, [np.nan] * 4, [1.0, 2.0, 1.0, 2.0]])
 def test_where_no_number_ranks_the_naive_probability_is_the_base_rate(values: list[float]) -> None:
     assert naive("probability", {"x": values}, [0, 0, 1, 1], {"x": [1.0, 2.0]}) == ([0.5, 0.5], "base rate")
