@@ -67,19 +67,24 @@ def read_outcomes(
     most: int,
     seed: int,
 ) -> Outcomes:
-    """At most so many outcomes of a date, always the same, with these columns of the feature model."""
+    """At most so many outcomes of a date, always the same, with these columns of the feature model; without any if it
+    has no row of that date any more, as all customers would have nulls then."""
     label = "labels.label::double"
     if score.kind == "category":
         label = f"coalesce(list_position({warehouse.literal(classes)}, labels.label::varchar), 0)::double - 1"
-    columns = [label, *_scores(score, classes), *(f"features.{warehouse.name(name)}" for name in features)]
+    scores = _scores(score, classes)
+    columns = [label, *scores, *(f"features.{warehouse.name(name)}" for name in features)]
+    if features:
+        columns.append(f"features.{warehouse.name(score.as_of)} is not null")
     named = ", ".join(f"{column} as c{place}" for place, column in enumerate(columns))
     query = outcomes_of(score, version, day, named, with_features=bool(features))
     found = connection.sql(f"{query} {_drawn(score, most, seed)}").to_arrow_table()
-    scored = 1 + len(_scores(score, classes))
+    known = list(features) if features and any(found.column(len(columns) - 1).to_pylist()) else []
+    first = 1 + len(scores)
     return Outcomes(
         label=found.column(0).to_numpy(),
-        score=_matrix(score, found.select(range(1, scored))),
-        features=found.select(range(scored, len(columns))).rename_columns(list(features)),
+        score=_matrix(score, found.select(range(1, first))),
+        features=found.select(range(first, first + len(known))).rename_columns(known),
     )
 
 

@@ -159,7 +159,8 @@ def _measured(
     try:
         said = _said(card, came, naive)
         metrics = realised_metrics(score.kind, came.label, came.score, promise, SEED, said)
-        slices = realised_slices(score.kind, came.features, came.label, came.score, held_out, by, SEED, said)
+        known = [name for name in by if name in came.features.column_names]
+        slices = realised_slices(score.kind, came.features, came.label, came.score, held_out, known, SEED, said)
     except ValueError as error:
         raise ScoringError(
             f"score '{score.name}': what version {version} said for {day} can't be measured by its labels in"
@@ -206,7 +207,7 @@ def _said(card: "Card | None", came: Outcomes, feature: str | None) -> "NDArray[
         return None
     if feature is None:
         return naive_forecast(naive, np.zeros(len(came.label), dtype=np.float32))
-    if column_type(came.features.schema.field(feature).type) != "number":
+    if feature not in came.features.column_names or column_type(came.features.schema.field(feature).type) != "number":
         return None
     values = pc.fill_null(came.features.column(feature).cast(pa.float64(), safe=False), np.nan)
     return naive_forecast(naive, values.to_numpy().astype(np.float32))

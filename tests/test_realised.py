@@ -398,6 +398,19 @@ def test_slices_of_the_card_and_of_the_gate_are_measured_and_never_break_the_pro
     assert len(found.dates[-1].metrics) == len(METRICS["probability"])
 
 
+def test_a_date_whose_features_are_gone_has_neither_slices_nor_a_naive_forecast(
+    connection: Connection, where: Paths
+) -> None:
+    a_version(connection, where, 4, evaluation=HELD_OUT, naive=NAIVE)
+    scores, labels = some_outcomes()
+    features(connection, scores)
+    connection.execute("delete from features.customer_features")
+    scored(connection, scores, labels, version=4)
+    assert measured(connection, where) == [(4, DAY)]
+    query = f"select distinct slice_column, baseline_realised from {REALISED}"
+    assert connection.execute(query).fetchall() == [(None, None)]
+
+
 def test_a_date_is_estimated_once_and_again_only_when_its_predictions_have_changed(
     connection: Connection, where: Paths
 ) -> None:
