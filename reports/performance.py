@@ -88,9 +88,11 @@ def _line(line: Line) -> str:
 
 
 def _pictures(performance: Performance) -> list[Picture]:
+    estimated = {metric.metric for one in performance.estimates for metric in one.metrics}
     found = [
         Picture(name=name, told=told, svg=_drawn(performance, name, _metric(name)))
         for name, told in METRICS[performance.kind].items()
+        if performance.dates or name in estimated
     ]
     said: Lines = {"mean score": lambda one: one.mean_score}
     if not performance.dates:

@@ -192,6 +192,7 @@ def test_the_report_is_made_of_estimates_alone_before_anything_has_matured() -> 
     page = performance_page(a_performance(**NOTHING_YET, estimates=[an_estimate(5)]), title="Churn")
     assert cells(page, "Estimated, not matured yet") == [str(FIRST + timedelta(weeks=5))]
     assert "Realised, all dates" not in page and "mean score and label" not in page
+    assert re.findall("<h3>(.*?)</h3>", page) == ["roc_auc"], "of the others there is nothing to draw"
 
 
 def test_the_report_says_what_would_change_the_verdict_and_how_many_it_was_measured_on() -> None:
