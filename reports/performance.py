@@ -94,9 +94,9 @@ def _pictures(performance: Performance) -> list[Picture]:
         for name, told in METRICS[performance.kind].items()
         if performance.dates or name in estimated
     ]
-    said: Lines = {"mean score": lambda one: one.mean_score}
     if not performance.dates:
         return found
+    said: Lines = {"mean score": lambda one: one.mean_score}
     came: Lines = {"mean label": lambda one: one.label_rate}
     lines, name = (said, "mean score of the likeliest class") if performance.kind == "category" else (
         came | said, "mean score and label"
