@@ -1,6 +1,6 @@
 """From a candidate to its card: what it is, and what its held-out rows show."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 
 import msgspec
@@ -64,18 +64,20 @@ def make_card(
         commit=commit,
         trigger=trigger,
         trained_on=trained_on,
+        naive=candidate.naive,
     )
 
 
-def evaluated(candidate: Candidate, card: Card) -> Card:
-    """The candidate's card with what its held-out rows show: intervals, curves, slices and what moves the score."""
+def evaluated(candidate: Candidate, card: Card, slice_by: Sequence[str] = ()) -> Card:
+    """The candidate's card with what its held-out rows show: intervals, curves, slices (by these columns too) and what
+    moves the score."""
     holdout, model = candidate.holdout, Model(candidate.booster, card)
     label = label_numbers(holdout, card.kind, card.classes)
     days = pc.days_between(*(holdout.column(name).cast(pa.date32()) for name in (card.as_of, MATURES_ON)))
     return msgspec.structs.replace(
         card,
         intervals=intervals(card.kind, label, candidate.scores, entity_numbers(holdout, card.entity), card.metrics),
-        evaluation=evaluate_holdout(model, holdout, label),
+        evaluation=evaluate_holdout(model, holdout, label, slice_by=slice_by),
         matures_in_days=(pc.min(days).as_py(), pc.max(days).as_py()),
     )
 

@@ -7,8 +7,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from ml.baseline import feature_values, naive_forecast
 from ml.calibration import Calibration
 from ml.encoding import ColumnType, encode
+from ml.gains import held_by_highest
 from ml.leaf_table import added_by_features
 from ml.metrics import Bin, Kind, equal_bins
 from ml.prediction import outcomes, raw_scores
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
     from ml.registry import Model
 
-GAINS = 20  # points of a curve: each twentieth of the rows
 EXPLAINED_FEATURES = 20
 EXPLAINED_ROWS = 500
 DIGITS = 3  # significant ones of a contribution: more make no difference to the eye
@@ -54,8 +55,13 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     moves: tuple[Moves, ...] = ()
 
 
-def evaluate_holdout(model: "Model", rows: pa.Table, label: "NDArray[Any]", seed: int = 0) -> Evaluation:
-    """What the held-out rows show of a model; `label` as in `metrics.evaluate`, of the same rows."""
+def evaluate_holdout(
+    model: "Model", rows: pa.Table, label: "NDArray[Any]", seed: int = 0, slice_by: Sequence[str] = ()
+) -> Evaluation:
+    """What the held-out rows show of a model; `label` as in `metrics.evaluate`, of the same rows.
+
+    Slices are those of its texts and booleans, of the columns of `slice_by` that there are, and of the as-of dates.
+    """
     card = model.card
     matrix = encode(card.encoder, rows)
     raw = raw_scores(model.booster, matrix)
@@ -64,11 +70,13 @@ def evaluate_holdout(model: "Model", rows: pa.Table, label: "NDArray[Any]", seed
     bins = {name: tuple(equal_bins(truth, values)) for name, (truth, values) in sides.items()}
     if card.calibration.method != "none":
         bins["uncalibrated"] = tuple(equal_bins(label, outcomes(card.kind, raw, card.lowest, Calibration())))
-    columns = [*slicing_columns(rows, card.encoder.names), card.as_of]
+    also = [name for name in slice_by if name in rows.column_names]
+    columns = list(dict.fromkeys([*slicing_columns(rows, card.encoder.names), *also, card.as_of]))
+    naive = naive_forecast(card.naive, feature_values(card.encoder, matrix, card.naive)) if card.naive else None
     return Evaluation(
         bins=bins,
-        gains={name: gains for name, (truth, values) in sides.items() if (gains := _gains(truth, values))},
-        slices=tuple(_measurable(part) for part in sliced(card.kind, rows, label, score, columns)),
+        gains={name: gains for name, (truth, values) in sides.items() if (gains := held_by_highest(truth, values))},
+        slices=tuple(_measurable(part) for part in sliced(card.kind, rows, label, score, columns, naive)),
         confusion=confusion(label, score) if card.kind == "category" else (),
         moves=_moves(model, matrix, score, seed),
     )
@@ -84,18 +92,6 @@ def _sides(
     return {name: ((truth == place).astype(np.float64), score[:, place]) for place, name in enumerate(classes)}
 
 
-def _gains(label: "NDArray[np.float64]", score: "NDArray[np.float64]") -> tuple[float, ...]:
-    """The share of the label's total within the highest scores; rows of equal score share theirs."""
-    total = label.sum()
-    if total <= 0:
-        return ()
-    _, place, counts = np.unique(-score, return_inverse=True, return_counts=True)
-    rows = np.concatenate([[0], np.cumsum(counts)])
-    held = np.concatenate([[0], np.cumsum(np.bincount(place, weights=label))])
-    shares = np.interp(np.arange(1, GAINS + 1) / GAINS * len(label), rows, held / total)
-    return tuple(round(float(share), 5) for share in shares)
-
-
 def confusion(label: "NDArray[Any]", score: "NDArray[np.float64]") -> tuple[tuple[int, ...], ...]:
     """For each class that happened how often each was the likeliest; of unknown classes in a last row, if any."""
     known = score.shape[1]
@@ -107,9 +103,11 @@ def confusion(label: "NDArray[Any]", score: "NDArray[np.float64]") -> tuple[tupl
 
 def _measurable(part: Slice) -> Slice:
     """The slice with the metrics that can be measured on it: JSON has no NaN."""
-    return msgspec.structs.replace(
-        part, metrics={name: value for name, value in part.metrics.items() if np.isfinite(value)}
-    )
+
+    def finite(metrics: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
+    return msgspec.structs.replace(part, metrics=finite(part.metrics), baseline=finite(part.baseline))
 
 
 def _moves(model: "Model", matrix: "NDArray[np.float32]", score: "NDArray[np.float64]", seed: int) -> tuple[Moves, ...]:

@@ -115,7 +115,7 @@ def _probability_metrics(label: "NDArray[np.float64]", score: "NDArray[np.float6
         "average_precision": metrics.average_precision_score(label, score) if label.any() else math.nan,
         "log_loss": metrics.log_loss(label, score, labels=[0, 1]),
         "brier": metrics.brier_score_loss(label, score, pos_label=1),
-        "lift_top_decile": _lift(label, score, share=0.1),
+        "lift_top_decile": lift(label, score, share=0.1),
         "calibration_error": _calibration_error(label, score),
     }
 
@@ -152,7 +152,7 @@ def _category_metrics(label: "NDArray[np.float64]", score: "NDArray[np.float64]"
     }
 
 
-def _lift(label: "NDArray[np.float64]", score: "NDArray[np.float64]", share: float) -> float:
+def lift(label: "NDArray[np.float64]", score: "NDArray[np.float64]", share: float) -> float:
     """Rate in the highest `share` of scores (one row at least) over the rate in all; a tie at the edge has its mean."""
     if not label.any():
         return math.nan

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from ml.baseline import Naive
 from ml.calibration import Calibration
 from ml.encoding import Encoder
 from ml.evaluation import Evaluation
@@ -47,6 +48,7 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     neither. `search` has each trial with its parameters and loss. `validation_overlaps` is as a candidate has it.
     `trigger` says what started the training, `trained_on` on which day of the project's clock (cards of old: None),
     `commit` the git commit of the dbt project then, with "-dirty" if its files were changed, None outside of git.
+    `naive` is what `baseline` is measured of, to be applied to later rows (cards of old: None).
     """
 
     score: str
@@ -82,6 +84,7 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     trigger: str = ""
     trained_on: date | None = None
     commit: str | None = None
+    naive: Naive | None = None
     booster_sha256: str = NO_CHECKSUM
     card_sha256: str = NO_CHECKSUM
 

@@ -8,6 +8,7 @@ import msgspec
 
 from ml import gate as gates
 from ml.alerts import Alerts, read_alerts
+from ml.gains import Contact, read_contact
 from ml.learning import (
     LEARNING_EXAMPLES,
     LEARNING_KEYS,
@@ -34,6 +35,7 @@ SCORE_KEYS: dict[str, type] = {
     "reasons": dict,
     "retrain": dict,
     "alerts": dict,
+    "contact": dict,
 }
 # What may be written of each, as YAML.
 SCORE_EXAMPLES = {
@@ -49,8 +51,11 @@ SCORE_EXAMPLES = {
     "reasons": "{top: 3, bands: [high]}",
     "retrain": "{every: 4 weeks, cooldown: 7 days}",
     "alerts": "{effect: 0.05, dates: 2}",
+    "contact": "{value: 12.5, cost: 0.8}",
 }
-OPTIONAL_KEYS = ("bands", "when_stale", "exclude", *LEARNING_KEYS, "reasons", "retrain", "alerts")
+OPTIONAL_KEYS = (
+    "bands", "when_stale", "exclude", *LEARNING_KEYS, "reasons", "retrain", "alerts", "contact",
+)  # fmt: skip
 WhenStale = Literal["serve", "refuse"]
 TEXTS = ("varchar", "text", "char", "string", "bpchar", "enum")
 LABEL_COLUMNS = ("label", "matures_on")
@@ -99,6 +104,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     learning: Learning = Learning()
     explained: Explained = Explained()
     retrain: Retrain | None = None
+    contact: Contact | None = None
     shadow: bool = False
     alerts: Alerts = Alerts()
 
@@ -165,6 +171,7 @@ def read_score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Fau
     explained = read_explained(declared.get("reasons"), list(bands), kind, where, faults)
     retrain = read_retrain(declared.get("retrain"), where, faults)
     alerts = read_alerts(declared.get("alerts"), [column.name for column in model_columns], where, faults)
+    contact = read_contact(declared.get("contact"), kind, where, faults)
     if not (features and label and keys and kind):
         return None
     return Score(
@@ -193,6 +200,7 @@ def read_score(node: Node, manifest: Mapping[str, Any], folder: str, faults: Fau
         learning=learning,
         explained=explained,
         retrain=retrain,
+        contact=contact,
         shadow=declared.get("shadow", False),
         alerts=alerts,
     )

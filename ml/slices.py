@@ -1,6 +1,6 @@
 """How good a score is for parts of the customers: its metrics where a column has a certain value."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,29 +22,53 @@ UNKNOWN = "unknown"  # the slice of the rows where a column is null
 
 
 class Slice(msgspec.Struct, frozen=True, kw_only=True):
-    """The held-out rows where a column has a value, as text, and the metrics on them."""
+    """The held-out rows where a column has a value, as text, and the metrics on them; `baseline` are those of the naive
+    forecast, where it was measured too."""
 
     column: str
     value: str
     rows: int
     metrics: dict[str, float]
+    baseline: dict[str, float] = {}
 
 
 def sliced(
-    kind: Kind, rows: pa.Table, label: "NDArray[Any]", score: "NDArray[Any]", columns: Iterable[str]
+    kind: Kind,
+    rows: pa.Table,
+    label: "NDArray[Any]",
+    score: "NDArray[Any]",
+    columns: Iterable[str],
+    naive: "NDArray[Any] | None" = None,
 ) -> list[Slice]:
     """The slices of these columns of `rows`, in the order of the columns and of the values' names.
 
-    `label` and `score` are as in `evaluate`, of the same rows. A column with more than 20 values makes none, a value
-    with fewer than 50 rows neither, nor, of a probability, one with fewer than 10 rows of either outcome.
+    `label` and `score`, and what the naive forecast says, are as in `evaluate`, of the same rows. There are those that
+    `large_parts` gives.
     """
-    found = []
+    return [
+        Slice(
+            column=column,
+            value=value,
+            rows=int(is_in.sum()),
+            metrics=evaluate(kind, label[is_in], score[is_in]),
+            baseline={} if naive is None else evaluate(kind, label[is_in], naive[is_in]),
+        )
+        for column, value, is_in in large_parts(kind, rows, label, columns)
+    ]
+
+
+def large_parts(
+    kind: Kind, rows: pa.Table, label: "NDArray[Any]", columns: Iterable[str]
+) -> "Iterator[tuple[str, str, NDArray[np.bool_]]]":
+    """Column, value and rows of each slice that has enough rows to be measured on.
+
+    A column with more than 20 values makes none, a value with fewer than 50 rows neither, nor, of a probability, one
+    with fewer than 10 rows of either outcome.
+    """
     for column in columns:
         for value, is_in in _parts(rows.column(column)):
             if _is_enough(kind, label[is_in]):
-                metrics = evaluate(kind, label[is_in], score[is_in])
-                found.append(Slice(column=column, value=value, rows=int(is_in.sum()), metrics=metrics))
-    return found
+                yield column, value, is_in
 
 
 def _is_enough(kind: Kind, label: "NDArray[Any]") -> bool:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ml import calibration as calibrating
 from ml import fitting, splitting
-from ml.baseline import naive_forecast
+from ml.baseline import Naive, feature_values, fit_naive, naive_forecast
 from ml.calibration import Calibration, learn_calibration
 from ml.encoding import Encoder, encode, learn_encoder
 from ml.fitting import Progress, Sample, Tell, fit, parameters, search
@@ -53,7 +53,8 @@ class Candidate(msgspec.Struct, kw_only=True):
     `holdout` are those rows, for the champion to be measured on, `scores` the model's scores of them. `dates` has
     train_from, train_to, holdout_from and holdout_to, `rows` train and holdout, `rates` their mean labels as a card has
     them, `search` each trial of one. `validation_overlaps` says that the newest training dates, on which trees,
-    parameters and calibration are chosen, begin before all outcomes of the earlier ones were known.
+    parameters and calibration are chosen, begin before all outcomes of the earlier ones were known. `naive` is the
+    forecast that `baseline` is measured of.
     """
 
     booster: "CatBoost"
@@ -65,6 +66,7 @@ class Candidate(msgspec.Struct, kw_only=True):
     metrics: dict[str, float]
     baseline: dict[str, float]
     baseline_name: str
+    naive: Naive
     importance: dict[str, float]
     params: dict[str, Any]
     learning: Learning
@@ -140,7 +142,7 @@ def train(
     lowest = 0.0 if score.kind == "amount" and label.min() >= 0 else None
     held_out, truth = encode(encoder, holdout), label_numbers(holdout, score.kind, classes)
     scores = outcomes(score.kind, raw_scores(booster, held_out), lowest, calibration)
-    naive, baseline_name = naive_forecast(score.kind, encoder, sample.matrix, label, held_out)
+    naive = fit_naive(score.kind, encoder, sample.matrix, label)
     return Candidate(
         booster=booster,
         encoder=encoder,
@@ -149,8 +151,9 @@ def train(
         lowest=lowest,
         calibration=calibration,
         metrics=evaluate(score.kind, truth, scores),
-        baseline=evaluate(score.kind, truth, naive),
-        baseline_name=baseline_name,
+        baseline=evaluate(score.kind, truth, naive_forecast(naive, feature_values(encoder, held_out, naive))),
+        baseline_name=naive.told,
+        naive=naive,
         importance=_importance(booster),
         params=params,
         learning=score.learning,

@@ -5,26 +5,34 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import msgspec
 
 from ml.declarations import Project, Score
+from ml.estimation import EstimatedDate
 from ml.metrics import without_nan
-from ml.realised import Performance, RealisedDate, drifted_share
+from ml.outlook import estimate_errors, expected_metrics, verdict_lines
+from ml.realised import Line, Performance, Promise, RealisedDate, drifted_share
 from orchestration import versions, warehouse
 from orchestration.checks import AS_PROMISED, refuse_unsound
+from orchestration.estimating import estimated_dates
 from orchestration.judging import current_champion
 from orchestration.model_files import card_of
+from orchestration.outcomes import SAMPLED
 from orchestration.project import Paths, read_json, replaced
 from orchestration.promises import Kept, drift_figures, kept, told_with_causes
-from orchestration.realised import measure, realised_dates
+from orchestration.realised import measure, realised_dates, served_versions, slices_and_gains
+from orchestration.training import SEED
 from orchestration.training_sets import clock
 from orchestration.warehouse import Connection
 from serving.pages.performance import FIGURES
 
-SHOWN = 60  # as-of dates in the report and the API; `ml.realised` has them all
+if TYPE_CHECKING:
+    from ml.registry import Card
+
+SHOWN = 60  # as-of dates in the report and the API; the tables of `monitoring` have them all
 PAGE = "performance.html"
 
 
@@ -46,7 +54,7 @@ def report_performance(connection: Connection, score: Score, today: date, where:
     figures, page = folder / FIGURES, folder / PAGE
     content = msgspec.json.encode(performance)
     of = hashlib.sha256(content).hexdigest()
-    has_page = bool(performance.dates)
+    has_page = bool(performance.dates or performance.estimates)
     found = {"day": day, "path": page if has_page else None, "performance": performance}
     if read_json(figures).get("of") == of and (page.is_file() or not has_page):
         return {**found, "changed": False}
@@ -64,9 +72,14 @@ def report_performance(connection: Connection, score: Score, today: date, where:
 def performance_of(
     connection: Connection, score: Score, champion: dict[str, Any], today: date, where: Paths
 ) -> Performance:
-    """What has been measured of a score, and whether its champion keeps what was promised."""
+    """What has been estimated and measured of a score, and whether its champion keeps what was promised."""
     card = card_of(where, score, champion["version"])
     judged = kept(connection, score, champion, where)
+    dates = _with_drift(realised_dates(connection, score, SHOWN), score, where)
+    estimates = estimated_dates(connection, score, SHOWN, served_versions(connection, score))
+    newest = _newest(dates, champion["version"])
+    slices, gains = slices_and_gains(connection, score, newest.model_version, newest.as_of_date) if newest else ([], [])
+    promised = card.evaluation.gains.get("score", ()) if card and card.evaluation and score.kind != "category" else ()
     return Performance(
         score=score.name,
         kind=score.kind,
@@ -79,8 +92,45 @@ def performance_of(
         told=judged.told,
         causes=judged.causes,
         next_matures_on=next_maturity(connection, score, champion, today),
-        dates=_with_drift(realised_dates(connection, score, SHOWN), score, where),
+        dates=dates,
+        estimates=estimates,
+        of_estimates=estimate_errors(dates),
+        baseline_name=champion["baseline"],
+        baseline=without_nan(json.loads(champion["baseline_metrics"])),
+        newest=(newest.as_of_date, newest.model_version) if newest else None,
+        slices=slices,
+        gains=gains,
+        promised_gains=promised,
+        contact=score.contact,
+        lines=_lines(score, champion, card, newest, estimates),
+        most_sampled=SAMPLED,
+        seed=SEED,
     )
+
+
+def _newest(dates: Sequence[RealisedDate], champion: int) -> RealisedDate | None:
+    """The newest date of the champion; before it has one, that of the version that served."""
+    own = [one for one in dates if one.model_version == champion]
+    served = [one for one in dates if one.model_version == one.served_version]
+    return next(reversed(own or served or dates), None)
+
+
+def _lines(
+    score: Score,
+    champion: dict[str, Any],
+    card: "Card | None",
+    newest: RealisedDate | None,
+    estimates: Sequence[EstimatedDate],
+) -> list[Line]:
+    """Where the champion's next date would be worse than promised: if it is like the newest, or before there is one, by
+    the error of the promise and the number of customers that it was given for."""
+    if newest and newest.model_version == champion["version"]:
+        return verdict_lines(newest.metrics)
+    rows = [one.sampled for one in estimates if one.model_version == champion["version"]]
+    if card is None or not rows:
+        return []
+    promise = Promise(metrics=card.metrics, intervals=card.intervals, rows=card.rows["holdout"])
+    return verdict_lines(expected_metrics(promise, rows[-1], score.kind))
 
 
 def _with_drift(dates: Sequence[RealisedDate], score: Score, where: Paths) -> list[RealisedDate]:
@@ -140,8 +190,9 @@ def performance_asset(score: Score, label: dg.AssetKey, project: Project, where:
         group_name=score.name,
         owners=[score.email] if score.email else [],
         kinds={"duckdb"},
-        description=f"What was promised of `{score.name}` when its versions were trained, and what was realised as"
-        " labels matured: rows of `ml.realised`, and a report.",
+        description=f"What was promised of `{score.name}` when its versions were trained, and what was estimated"
+        " and then realised as labels matured: tables `monitoring.estimated_performance`,"
+        " `monitoring.realised_performance` and `monitoring.realised_gains`, and a report.",
         check_specs=[
             dg.AssetCheckSpec(
                 AS_PROMISED,
@@ -164,6 +215,7 @@ def performance_asset(score: Score, label: dg.AssetKey, project: Project, where:
             metadata={
                 "as-of dates measured now": ", ".join(f"{day} (version {version})" for version, day in measured)
                 or "none: nothing has matured or changed since",
+                "estimated before labels mature": f"{len(found.estimates):,} of the newest dates",
                 "champion": found.told,
                 "next labels mature on": str(found.next_matures_on or "not known"),
                 **_links(score, report["day"], report["path"]),

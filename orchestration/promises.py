@@ -16,8 +16,9 @@ from ml.metrics import METRICS
 from ml.realised import Cause, RealisedDate, drifted_share, overall
 from orchestration import warehouse
 from orchestration.model_files import card_of
+from orchestration.outcomes import outcomes_of
 from orchestration.project import Paths, load_manifest, read_json
-from orchestration.realised import outcomes_of, realised_dates
+from orchestration.realised import realised_dates
 from orchestration.training_sets import training_set_file
 from orchestration.warehouse import Connection
 

@@ -1,4 +1,5 @@
-"""Measures what predictions were worth once their labels have matured, beside what was promised: table `ml.realised`.
+"""Measures what predictions were worth once their labels have matured, beside what was promised, estimated, and said by
+the naive forecast: tables `monitoring.realised_performance` and `monitoring.realised_gains`.
 
 A score's versions are measured on the as-of dates after their held-out ones, each date once, and again when its
 predictions or labels have changed. On held-out dates the metric is the promise itself.
@@ -10,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ml.baseline import naive_forecast
 from ml.declarations import Score
-from ml.realised import Promise, RealisedDate, RealisedMetric, realised_metrics
+from ml.encoding import column_type
+from ml.gains import Gain, gains
+from ml.gate import sliced_columns
+from ml.realised import Promise, RealisedDate, RealisedMetric, RealisedSlice, realised_metrics, realised_slices
 from orchestration import versions, warehouse
+from orchestration.estimating import estimate, estimates_of
 from orchestration.model_files import card_of
+from orchestration.monitored import GAINS, REALISED, create_tables, replace_date, withdraw
+from orchestration.outcomes import SAMPLED, Outcomes, outcomes_of, read_outcomes
 from orchestration.project import Paths
 from orchestration.training import SEED
 from orchestration.training_sets import ScoringError
@@ -25,39 +33,29 @@ if TYPE_CHECKING:
 
     from ml.registry import Card
 
-# Rows of a date that are measured at most, drawn by a hash of the entity: their errors are told, and are small.
-SAMPLED = 200_000
 # What else decides a measurement: another text, and all dates are measured again.
-RECIPE = f"1 {SAMPLED} {SEED}"
-TABLE = """
-    create schema if not exists ml;
-    create table if not exists ml.realised (
-        score varchar, model_version integer, as_of_date date, metric varchar,
-        realised double, realised_low double, realised_high double,
-        promised double, promised_low double, promised_high double,
-        low double, high double, verdict varchar,
-        rows bigint, sampled bigint, label_rate double, mean_score double,
-        served_version integer, made_from varchar, measured_at timestamptz
-    )
-"""
+RECIPE = f"2 {SAMPLED} {SEED}"
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A date measured: all its customers, slices of them, and what the highest scores held."""
+
+    date: RealisedDate
+    slices: list[RealisedSlice]
+    gains: list[Gain]
 
 
 def measure(connection: Connection, score: Score, today: date, where: Paths) -> list[tuple[int, date]]:
     """Measures what is due of a score; gives the versions and as-of dates that were measured now.
 
-    Each date is replaced whole. What was withdrawn of the predictions is withdrawn here too. A version whose card is
-    damaged, of a category, waits until it is back. Raises `ScoringError` naming version and date if labels are such
-    that nothing can be measured.
+    Each date is replaced whole, and is estimated before. What was withdrawn of the predictions is withdrawn here too. A
+    version whose card is damaged, of a category, waits until it is back. Raises `ScoringError` naming version and date
+    if labels are such that nothing can be measured.
     """
-    connection.execute(TABLE)
-    connection.execute(
-        """
-        delete from ml.realised where score = ? and (model_version, as_of_date) not in (
-            select (model_version, as_of_date) from ml.scored_dates where score = ?
-        )
-        """,
-        [score.name, score.name],
-    )
+    create_tables(connection)
+    estimate(connection, score, where)
+    for table in (REALISED, GAINS):
+        withdraw(connection, table, score)
     measured = []
     cards: dict[int, Card | None] = {}
     due = _due(connection, score, today)
@@ -73,7 +71,21 @@ def measure(connection: Connection, score: Score, today: date, where: Paths) -> 
         if found is not None:
             _record(connection, score, found, row["made_from"])
             measured.append((version, row["as_of_date"]))
+    _value(connection, score)
     return measured
+
+
+def _value(connection: Connection, score: Score) -> None:
+    """What the gains of all dates are worth by what is declared now: it may have changed since they were measured."""
+    contact = score.contact
+    per_contact = f"rate * {contact.value!r} - {contact.cost!r}" if contact else "null::double"
+    connection.execute(
+        f"""
+        update {GAINS} set value_per_contact = {per_contact}, value_total = customers * ({per_contact})
+        where score = ? and value_per_contact is distinct from {per_contact}
+        """,
+        [score.name],
+    )
 
 
 def _due(connection: Connection, score: Score, today: date) -> list[dict[str, Any]]:
@@ -87,7 +99,7 @@ def _due(connection: Connection, score: Score, today: date) -> list[dict[str, An
         f"""
         with scored as (
             select
-                versions.version, versions.metrics, versions.holdout_rows, dates.as_of_date,
+                versions.version, versions.metrics, versions.baseline_metrics, versions.holdout_rows, dates.as_of_date,
                 dates.made_from as made_from
             from ml.scored_dates as dates
             inner join ml.model_versions as versions
@@ -118,7 +130,7 @@ def _due(connection: Connection, score: Score, today: date) -> list[dict[str, An
 
         select * from matured
         where (version, as_of_date, made_from) not in (
-            select (model_version, as_of_date, made_from) from ml.realised where score = ?
+            select (model_version, as_of_date, made_from) from {REALISED} where score = ?
         )
         order by version, as_of_date
         """,
@@ -126,108 +138,110 @@ def _due(connection: Connection, score: Score, today: date) -> list[dict[str, An
     )
 
 
-def outcomes_of(score: Score, version: int, day: date, columns: str) -> str:
-    """SQL of these columns of a version's predictions for an as-of date beside their labels."""
-    same_entity = " and ".join(
-        f"labels.{column} = predictions.{column}" for column in map(warehouse.name, score.entity)
-    )
-    return f"""
-        select {columns} from {warehouse.name("predictions", score.name)} as predictions
-        inner join {warehouse.name(score.label_schema, score.label)} as labels
-            on labels.{warehouse.name(score.as_of)} = predictions.as_of_date and {same_entity}
-        where predictions.model_version = {version} and predictions.as_of_date::date = date '{day}'
-            and labels.label is not null
-    """
-
-
 def _measured(
     connection: Connection, score: Score, row: dict[str, Any], card: "Card | None", served: int | None
-) -> RealisedDate | None:
+) -> Measured | None:
     """A date measured; None if nobody who was scored has a label."""
     version, day = row["version"], row["as_of_date"]
-    classes = card.classes if card else ()
     (rows,) = warehouse.one(connection, outcomes_of(score, version, day, "count(*)"))
     if not rows:
         return None
-    label, scores = _outcomes(connection, score, version, day, classes)
+    by, naive = _columns(connection, score, card)
+    read = list(dict.fromkeys([*by, *([naive] if naive else [])]))
+    came = read_outcomes(connection, score, version, day, card.classes if card else (), read, SAMPLED, SEED)
     promise = Promise(
-        metrics=json.loads(row["metrics"]), intervals=card.intervals if card else {}, rows=row["holdout_rows"]
+        metrics=json.loads(row["metrics"]),
+        intervals=card.intervals if card else {},
+        rows=row["holdout_rows"],
+        baseline=json.loads(row["baseline_metrics"]),
     )
+    held_out = card.evaluation.slices if card and card.evaluation else ()
     try:
-        metrics = realised_metrics(score.kind, label, scores, promise, SEED)
+        said = _said(card, came, naive)
+        metrics = realised_metrics(score.kind, came.label, came.score, promise, SEED, said)
+        known = [name for name in by if name in came.features.column_names]
+        slices = realised_slices(score.kind, came.features, came.label, came.score, held_out, known, SEED, said)
     except ValueError as error:
         raise ScoringError(
             f"score '{score.name}': what version {version} said for {day} can't be measured by its labels in"
             f" {score.label_schema}.{score.label}: {error}"
         ) from None
     is_category = score.kind == "category"
-    return RealisedDate(
+    estimated = estimates_of(connection, score, version, day)
+    found = RealisedDate(
         as_of_date=day,
         model_version=version,
         served_version=served,
         rows=rows,
-        sampled=len(label),
-        label_rate=None if is_category else float(label.mean()),
-        mean_score=float((scores.max(axis=1) if is_category else scores).mean()),
+        sampled=len(came.label),
+        label_rate=None if is_category else float(came.label.mean()),
+        mean_score=float((came.score.max(axis=1) if is_category else came.score).mean()),
         drifted=None,
-        metrics=metrics,
+        metrics=[msgspec.structs.replace(one, estimated=estimated.get(one.metric)) for one in metrics],
     )
+    curve = [] if is_category else gains(came.label, came.score, rows)
+    return Measured(date=found, slices=slices, gains=curve)
 
 
-def _outcomes(
-    connection: Connection, score: Score, version: int, day: date, classes: tuple[str, ...]
-) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
-    """Labels and scores of a date, as `evaluate` takes them: of a category the places of classes, -1 for one that the
-    version does not know, and their probabilities."""
+def _columns(connection: Connection, score: Score, card: "Card | None") -> tuple[list[str], str | None]:
+    """The columns that make slices, and the one that the naive forecast reads, if it reads any: where the table of
+    features has them still.
+
+    Slices are made by the columns of the gate, and by those of the held-out slices on the card, apart from its dates.
+    """
+    there = warehouse.columns(connection, score.features_schema, score.features)
+    held_out = card.evaluation.slices if card and card.evaluation else ()
+    asked = dict.fromkeys([*sliced_columns(score.gate), *(one.column for one in held_out if one.column != score.as_of)])
+    feature = card.naive.feature if card and card.naive else None
+    return [name for name in asked if name in there], feature if feature in there else None
+
+
+def _said(card: "Card | None", came: Outcomes, feature: str | None) -> "NDArray[np.float64] | None":
+    """What the naive forecast says of a date; None if it was not kept, or what it reads is gone."""
     import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    if score.kind == "category":
-        listed = warehouse.literal(classes)
-        columns = [f"coalesce(list_position({listed}, labels.label::varchar), 0) - 1 as label"]
-        columns += [
-            f"coalesce(predictions.probabilities[{warehouse.literal(name)}], 0) as p{place}"
-            for place, name in enumerate(classes)
-        ]
-    else:
-        columns = ["labels.label::double as label", "predictions.score"]
-    entity = warehouse.names(score.entity, "predictions")
-    found = connection.sql(
-        f"{outcomes_of(score, version, day, ', '.join(columns))} order by hash({entity}, {SEED}), {entity}"
-        f" limit {SAMPLED}"
-    ).fetchnumpy()
-    label, *scores = (np.asarray(column, dtype=np.float64) for column in found.values())
-    return label, np.column_stack(scores) if score.kind == "category" else scores[0]
+    naive = card.naive if card else None
+    if naive is None or naive.feature != feature:
+        return None
+    if feature is None:
+        return naive_forecast(naive, np.zeros(len(came.label), dtype=np.float32))
+    if feature not in came.features.column_names or column_type(came.features.schema.field(feature).type) != "number":
+        return None
+    values = pc.fill_null(came.features.column(feature).cast(pa.float64(), safe=False), np.nan)
+    return naive_forecast(naive, values.to_numpy().astype(np.float32))
 
 
-def _record(connection: Connection, score: Score, found: RealisedDate, made_from: str) -> None:
-    of_date = {
-        "score": score.name,
-        **{name: getattr(found, name) for name in ("as_of_date", "model_version", "served_version", "rows")},
-        **{name: getattr(found, name) for name in ("sampled", "label_rate", "mean_score")},
-        "made_from": made_from,
-        "measured_at": datetime.now(UTC),
-    }
+def _record(connection: Connection, score: Score, found: Measured, made_from: str) -> None:
+    one = found.date
+    of_date = {name: getattr(one, name) for name in ("served_version", "label_rate", "mean_score")}
+    of_date |= {"made_from": made_from, "measured_at": datetime.now(UTC)}
+    whole = {"slice_column": None, "slice_value": None, "rows": one.rows, "sampled": one.sampled}
+    rows = [of_date | whole | msgspec.structs.asdict(metric) for metric in one.metrics]
+    for part in found.slices:
+        # Neither the mean label nor the mean score of a date is that of its slice.
+        nothing = {"label_rate": None, "mean_score": None}
+        of_slice = {"slice_column": part.column, "slice_value": part.value, "rows": part.rows, "sampled": part.rows}
+        rows += [of_date | nothing | of_slice | msgspec.structs.asdict(metric) for metric in part.metrics]
     with warehouse.transaction(connection):
-        connection.execute(
-            "delete from ml.realised where score = ? and model_version = ? and as_of_date = ?",
-            [score.name, found.model_version, found.as_of_date],
-        )
-        for metric in found.metrics:
-            row = of_date | msgspec.structs.asdict(metric)
-            connection.execute("insert into ml.realised by name select unnest(?)", [row])
+        replace_date(connection, REALISED, score, one.model_version, one.as_of_date, rows)
+        curve = [msgspec.structs.asdict(gain) for gain in found.gains]
+        replace_date(connection, GAINS, score, one.model_version, one.as_of_date, curve)
 
 
 def realised_dates(connection: Connection, score: Score, newest: int, version: int | None = None) -> list[RealisedDate]:
     """What has been measured of the newest as-of dates, the oldest first; of a date a version after the other, or one
     version alone."""
-    connection.execute(TABLE)
+    create_tables(connection)
     found = warehouse.rows(
         connection,
-        """
-        select realised.* from ml.realised as realised
+        f"""
+        select realised.* from {REALISED} as realised
         inner join ml.model_versions as versions
             on versions.score = realised.score and versions.version = realised.model_version
-        where realised.score = ? and versions.kind = ? and realised.model_version = coalesce(?, realised.model_version)
+        where realised.score = ? and versions.kind = ? and slice_column is null
+            and realised.model_version = coalesce(?, realised.model_version)
         qualify dense_rank() over (order by as_of_date desc) <= ?
         order by as_of_date, model_version, realised.rowid
         """,
@@ -239,8 +253,30 @@ def realised_dates(connection: Connection, score: Score, newest: int, version: i
         if key not in dates:
             of_date = {name: row[name] for name in RealisedDate.__struct_fields__ if name in row}
             dates[key] = RealisedDate(**of_date, drifted=None, metrics=[])
-        dates[key].metrics.append(RealisedMetric(**{name: row[name] for name in RealisedMetric.__struct_fields__}))
+        dates[key].metrics.append(_metric(row))
     return list(dates.values())
+
+
+def _metric(row: dict[str, Any]) -> RealisedMetric:
+    return RealisedMetric(**{name: row[name] for name in RealisedMetric.__struct_fields__})
+
+
+def slices_and_gains(
+    connection: Connection, score: Score, version: int, day: date
+) -> tuple[list[RealisedSlice], list[Gain]]:
+    """What has been measured of a version's date in slices, and what its highest scores held."""
+    of_date = [score.name, version, day]
+    query = "where score = ? and model_version = ? and as_of_date = ?"
+    found = warehouse.rows(connection, f"from {REALISED} {query} and slice_column is not null order by rowid", of_date)
+    slices: dict[tuple[str, str], RealisedSlice] = {}
+    for row in found:
+        column, value = row["slice_column"], row["slice_value"]
+        if (column, value) not in slices:
+            slices[column, value] = RealisedSlice(column=column, value=value, rows=row["rows"], metrics=[])
+        slices[column, value].metrics.append(_metric(row))
+    curve = warehouse.rows(connection, f"from {GAINS} {query} order by share", of_date)
+    fields = Gain.__struct_fields__
+    return list(slices.values()), [Gain(**{name: row[name] for name in fields}) for row in curve]
 
 
 def served_versions(connection: Connection, score: Score) -> dict[date, int]:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ml.declarations import Project, Score
 from ml.encoding import EncodingError
+from ml.gate import sliced_columns
 from ml.learning import Learning
 from orchestration import versions, warehouse
 from orchestration.carding import card_page, card_url, git_commit, tell_versions
@@ -85,7 +86,7 @@ def train_version(
         trigger=trigger,
         trained_on=today,
     )
-    card = registry.save(folder, candidate.booster, cards.evaluated(candidate, made))
+    card = registry.save(folder, candidate.booster, cards.evaluated(candidate, made, sliced_columns(score.gate)))
     versions.record_version(connection, card, trained_by(score))
     found = versions.newest_version(connection, score)
     assert found is not None, "the version just recorded"

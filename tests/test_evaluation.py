@@ -14,6 +14,7 @@ from ml.declarations import Kind
 from ml.encoding import encode
 from ml.evaluation import Evaluation, confusion, evaluate_holdout
 from ml.explanation import contributions
+from ml.gains import held_by_highest
 from ml.metrics import METRICS, equal_bins
 from ml.prediction import score_rows
 from ml.registry import Card, Model, load_card, save
@@ -69,10 +70,23 @@ def test_gains_rise_to_all_and_are_better_than_chance(kind: Kind) -> None:
     assert all(gain >= (place + 1) / 20 for place, gain in enumerate(gains))
 
 
+def test_slices_have_the_naive_forecast_too_and_are_also_of_the_columns_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ml.slices.LEAST_ROWS", 3)
+    monkeypatch.setattr("ml.slices.LEAST_OUTCOMES", 0)
+    holdout = a_candidate().holdout
+    label = holdout.column("label").to_numpy()
+    slices = evaluate_holdout(a_model(), holdout, label, slice_by=["customer_id", "no column"]).slices
+    assert {"member", "colour", "customer_id", "week"} == {part.column for part in slices}
+    (member,) = [part for part in slices if (part.column, part.value) == ("member", "true")]
+    assert member.metrics.keys() == member.baseline.keys() and member.metrics != member.baseline
+
+
 def test_rows_of_equal_score_share_what_they_hold() -> None:
-    gains = evaluation._gains(np.array([1.0, 0, 0, 0]), np.full(4, 0.3))
+    gains = held_by_highest(np.array([1.0, 0, 0, 0]), np.full(4, 0.3))
     assert gains == pytest.approx(np.arange(1, 21) / 20)
-    assert evaluation._gains(np.zeros(4), np.arange(4.0)) == (), "where nothing happened there is nothing to hold"
+    assert held_by_highest(np.zeros(4), np.arange(4.0)) == (), "where nothing happened there is nothing to hold"
 
 
 def test_a_calibrated_score_is_shown_beside_what_it_was_before() -> None:

@@ -12,6 +12,7 @@ import yaml
 from ml.calibration import Calibration, calibrated, learn_calibration
 from ml.encoding import encode
 from ml.fitting import SPACE
+from ml.gains import CONTACT_EXAMPLES, CONTACT_KEYS, read_contact
 from ml.labels import TooFewRows
 from ml.learning import (
     REASONS_EXAMPLES,
@@ -225,6 +226,7 @@ def faults_of(declared: dict[str, Any], kind: str = "probability") -> list[str]:
     read_learning(declared, kind, ["spend"], ["spend", "colour"], "here", faults)
     read_explained(declared.get("reasons"), ["high", "low"], kind, "here", faults)
     read_retrain(declared.get("retrain"), "here", faults)
+    read_contact(declared.get("contact"), kind, "here", faults)
     return faults
 
 
@@ -283,6 +285,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "here: retrain: every is '5 minutes', which is none",
     ),
     "no budget": ({"retrain": {"every": "7 days", "budget": 0}}, "here: retrain: budget is 0, not a whole number"),
+    "contact without its cost": ({"contact": {"value": 4.0}}, "here: contact: lacks cost (keys: value, cost)"),
+    "contact with a name": ({"contact": {"value": 4, "cost": 1, "unit": "USD"}}, "here: contact: unknown key 'unit'"),
+    "contact for nothing": ({"contact": {"value": 4, "cost": 0}}, "here: contact: cost is 0, not an amount of money"),
+    "worth less than nothing": ({"contact": {"value": -1, "cost": 1}}, "here: contact: value is -1, not an amount"),
+    "contact by class": (
+        {"contact": {"value": 4, "cost": 1}, "kind": "category"},
+        "here: contact: is for a probability or an amount",
+    ),
     "all drifted": ({"retrain": {"drift": 30}}, "here: retrain: drift is 30, not a share of the importance"),
 }
 
@@ -301,6 +311,7 @@ def test_what_makes_no_sense_is_refused_with_what_is_possible(mistake: str) -> N
         (SEARCH_KEYS, SEARCH_EXAMPLES),
         (REASONS_KEYS, REASONS_EXAMPLES),
         (RETRAIN_KEYS, RETRAIN_EXAMPLES),
+        (CONTACT_KEYS, CONTACT_EXAMPLES),
     ],
 )
 def test_what_is_told_of_a_key_is_right(keys: dict[str, type], examples: dict[str, str]) -> None:
@@ -320,6 +331,7 @@ def test_what_makes_sense_is_read() -> None:
                 "monotone": {"spend": "increasing"},
                 "reasons": {"top": 5, "bands": ["high"], "sample": 0.1},
                 "retrain": {"every": "4 weeks", "new_labels": 5000, "drift": 0.3, "performance": True, "budget": 2},
+                "contact": {"value": 4, "cost": 0.15},
             }
         )
         == []

@@ -16,20 +16,28 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml import registry
+from ml.baseline import Naive, naive_forecast
 from ml.declarations import Project, Score
+from ml.estimation import estimated_metrics
+from ml.evaluation import Evaluation
+from ml.gains import Contact
 from ml.intervals import intervals
 from ml.learning import Retrain
 from ml.metrics import METRICS, Kind, evaluate
-from ml.realised import Promise, RealisedMetric, realised_metrics
+from ml.realised import Promise, RealisedMetric, overall, realised_metrics
+from ml.slices import Slice
 from orchestration import promises, realised, versions
+from orchestration.estimating import estimate
 from orchestration.figures import create_tables
+from orchestration.monitored import ESTIMATED, GAINS, REALISED
+from orchestration.monitored import create_tables as create_monitored
 from orchestration.performance import performance_asset, report_performance
 from orchestration.project import Paths
 from orchestration.promises import broken_promise, kept
 from orchestration.realised import measure
 from orchestration.retraining import decide
 from orchestration.training_sets import ScoringError, training_set_file
-from orchestration.warehouse import Connection, open_warehouse
+from orchestration.warehouse import Connection, exists, open_warehouse
 from serving.pages.performance import read_performance
 from tests.small_data import TRAINED_AT, a_model, a_score
 
@@ -211,7 +219,9 @@ def test_a_date_is_measured_once_all_its_labels_have_matured(connection: Connect
     connection.execute("update labels.customer_left set matures_on = matures_on + 1 where customer_id = 0")
     assert measured(connection, where, MATURED) == []
     assert measured(connection, where, MATURED + timedelta(days=1)) == [(3, DAY)]
-    found = connection.execute("select metric, realised, rows, sampled, promised from ml.realised").fetchall()
+    found = connection.execute(
+        "select metric, realised, rows, sampled, promised from monitoring.realised_performance"
+    ).fetchall()
     expected = evaluate("probability", labels, scores)
     assert {metric: value for metric, value, *_ in found} == pytest.approx(expected)
     assert {row[2:] for row in found} == {(CUSTOMERS, CUSTOMERS, PROMISE.metrics[row[0]]) for row in found}
@@ -234,7 +244,7 @@ def test_a_date_is_measured_again_only_when_its_predictions_or_labels_have_chang
     assert measured(connection, where, later) == [(3, DAY)]
     connection.execute(f"update ml.scored_dates set made_from = 'b' where as_of_date = '{DAY}'")
     assert measured(connection, where, later) == [(3, DAY)]
-    assert connection.execute("select count(*) from ml.realised").fetchall() == [(12,)]
+    assert connection.execute("select count(*) from monitoring.realised_performance").fetchall() == [(12,)]
 
 
 def test_what_is_withdrawn_of_the_predictions_is_withdrawn_of_what_was_realised(
@@ -244,7 +254,7 @@ def test_what_is_withdrawn_of_the_predictions_is_withdrawn_of_what_was_realised(
     measured(connection, where)
     connection.execute("delete from ml.scored_dates")
     measured(connection, where)
-    assert connection.execute("select count(*) from ml.realised").fetchall() == [(0,)]
+    assert connection.execute("select count(*) from monitoring.realised_performance").fetchall() == [(0,)]
 
 
 def test_every_version_with_predictions_is_measured_beside_the_one_that_served(
@@ -254,7 +264,7 @@ def test_every_version_with_predictions_is_measured_beside_the_one_that_served(
     a_version(connection, where, 4, promoted=False)  # a challenger
     scored(connection, *some_outcomes(), version=4)
     assert measured(connection, where) == [(3, DAY), (4, DAY)]
-    served = "select distinct model_version, served_version from ml.realised order by 1"
+    served = "select distinct model_version, served_version from monitoring.realised_performance order by 1"
     assert connection.execute(served).fetchall() == [(3, 3), (4, 3)]
 
 
@@ -264,11 +274,18 @@ def test_of_very_many_rows_a_sample_is_measured_which_is_always_the_same(
     monkeypatch.setattr(realised, "SAMPLED", 300)
     scored(connection, *some_outcomes())
     measured(connection, where)
-    first = connection.execute("select metric, realised, rows, sampled from ml.realised order by 1").fetchall()
+    first = connection.execute(
+        "select metric, realised, rows, sampled from monitoring.realised_performance order by 1"
+    ).fetchall()
     assert {row[2:] for row in first} == {(CUSTOMERS, 300)}
-    connection.execute("delete from ml.realised")
+    connection.execute("delete from monitoring.realised_performance")
     measured(connection, where)
-    assert connection.execute("select metric, realised, rows, sampled from ml.realised order by 1").fetchall() == first
+    assert (
+        connection.execute(
+            "select metric, realised, rows, sampled from monitoring.realised_performance order by 1"
+        ).fetchall()
+        == first
+    )
 
 
 def test_a_category_is_measured_by_the_probabilities_of_its_classes(connection: Connection, where: Paths) -> None:
@@ -286,8 +303,200 @@ def test_a_category_is_measured_by_the_probabilities_of_its_classes(connection: 
             from p where id = customer_id and model_version = 5
         """)
     assert measured(connection, where, score=a_score("category", bands={})) == [(5, DAY)]
-    found = dict(connection.execute("select metric, realised from ml.realised").fetchall())
+    found = dict(connection.execute("select metric, realised from monitoring.realised_performance").fetchall())
     assert found == pytest.approx(promise)
+
+
+# --- Beside it: the naive forecast, slices, estimates, gains
+
+
+def features(connection: Connection, scores: Any) -> None:
+    """What was known of the customers at `DAY`: `days_away` tells who leaves, as the score does, with some noise."""
+    away = np.round(60 * np.clip(scores + np.random.default_rng(6).normal(0, 0.2, len(scores)), 0, 1)).astype(int)
+    known = {
+        "customer_id": np.arange(len(scores)),
+        "week": [DAY] * len(scores),
+        "days_away": [None if number % 9 == 0 else int(days) for number, days in enumerate(away)],
+        "colour": [("blue", "green", "red", None)[number % 4] for number in range(len(scores))],
+        "zone": [number % 2 for number in range(len(scores))],
+    }
+    connection.register("known", pa.table(known))
+    connection.execute("create schema features; create table features.customer_features as from known")
+
+
+HELD_OUT = Evaluation(
+    bins={},
+    gains={"score": tuple(place / 20 for place in range(1, 21))},
+    slices=(
+        Slice(column="colour", value="blue", rows=400, metrics={"roc_auc": 0.75}, baseline={"roc_auc": 0.7}),
+        Slice(column="week", value=str(LAST_HELD_OUT), rows=400, metrics={"roc_auc": 0.75}),
+    ),
+)
+NAIVE = Naive(
+    kind="probability", told="days_away alone", base=(0.3,), feature="days_away", values=(0.0, 60.0),
+    says=((0.0,), (1.0,)), of_null=(0.3,),
+)  # fmt: skip
+
+
+def test_the_naive_forecast_is_applied_to_the_very_date_beside_what_it_was_on_the_held_out_rows(
+    connection: Connection, where: Paths
+) -> None:
+    a_version(connection, where, 4, naive=NAIVE, baseline={"roc_auc": 0.71})
+    scores, labels = some_outcomes()
+    features(connection, scores)
+    scored(connection, scores, labels, version=4)
+    connection.execute("alter table features.customer_features rename days_away to days_gone")
+    measured(connection, where)
+    query = (
+        f"select baseline_realised, baseline_promised from {REALISED} where metric = 'roc_auc' and slice_column is null"
+    )
+    assert connection.execute(f"{query} and model_version = 4").fetchall() == [(None, 0.71)], "its column is gone"
+    connection.execute(f"alter table features.customer_features rename days_gone to days_away; delete from {REALISED}")
+    measured(connection, where)
+    away = connection.execute("select days_away from features.customer_features order by customer_id").fetchnumpy()
+    values = away["days_away"].astype(float).filled(np.nan)
+    expected = evaluate("probability", labels, naive_forecast(NAIVE, values))["roc_auc"]
+    assert connection.execute(query).fetchall() == [(pytest.approx(expected), 0.71)]
+
+
+def test_a_version_of_before_naive_forecasts_were_kept_has_none_beside_it(connection: Connection, where: Paths) -> None:
+    a_version(connection, where, 4, naive=None)
+    scores, labels = some_outcomes()
+    features(connection, scores)
+    scored(connection, scores, labels, version=4)
+    measured(connection, where)
+    query = f"select distinct baseline_realised from {REALISED}"
+    assert connection.execute(query).fetchall() == [(None,)]
+
+
+def test_slices_of_the_card_and_of_the_gate_are_measured_and_never_break_the_promise(
+    connection: Connection, where: Paths
+) -> None:
+    score = a_score(gate=("min_by('zone', roc_auc) >= 0.5",))
+    a_version(connection, where, 4, evaluation=HELD_OUT, naive=NAIVE)
+    scores, labels = some_outcomes()
+    features(connection, scores)
+    is_blue = np.arange(CUSTOMERS) % 4 == 0
+    labels[is_blue] = np.roll(labels[is_blue], 1)  # of whom the score can't tell any more who leaves
+    scored(connection, scores, labels, version=4)
+    measured(connection, where, score=score)
+    rows = connection.execute(f"""
+        select slice_column, slice_value, realised, promised, baseline_promised, verdict, rows
+        from {REALISED} where metric = 'roc_auc' and slice_column is not null order by 1, 2
+    """).fetchall()
+    assert [(column, value, rows) for column, value, *_, rows in rows] == [
+        ("colour", "blue", 200), ("colour", "green", 200), ("colour", "red", 200), ("colour", "unknown", 200),
+        ("zone", "0", 400), ("zone", "1", 400),
+    ]  # fmt: skip
+    blue, green = rows[0], rows[1]
+    assert blue[2] == pytest.approx(evaluate("probability", labels[is_blue], scores[is_blue])["roc_auc"])
+    assert blue[3:6] == (0.75, 0.7, "worse")
+    assert green[3:6] == (None, None, "not measurable"), "nothing was promised of it"
+    found = report_performance(connection, score, MATURED, where)["performance"]
+    assert {one.column for one in found.slices} == {"colour", "zone"}
+    assert found.verdict == overall(found.dates[-1].metrics)
+    assert len(found.dates[-1].metrics) == len(METRICS["probability"])
+
+
+def test_a_date_whose_features_are_gone_has_neither_slices_nor_a_naive_forecast(
+    connection: Connection, where: Paths
+) -> None:
+    a_version(connection, where, 4, evaluation=HELD_OUT, naive=NAIVE)
+    scores, labels = some_outcomes()
+    features(connection, scores)
+    connection.execute("delete from features.customer_features")
+    scored(connection, scores, labels, version=4)
+    assert measured(connection, where) == [(4, DAY)]
+    query = f"select distinct slice_column, baseline_realised from {REALISED}"
+    assert connection.execute(query).fetchall() == [(None, None)]
+
+
+def test_a_date_is_estimated_once_and_again_only_when_its_predictions_have_changed(
+    connection: Connection, where: Paths
+) -> None:
+    scores, labels = some_outcomes()
+    scored(connection, scores, labels)
+    scored(connection, scores, labels, day=LAST_HELD_OUT)  # of which the promise is
+    create_monitored(connection)
+    assert estimate(connection, SCORE, where) == [(3, DAY)]
+    assert estimate(connection, SCORE, where) == []
+    found = connection.execute(f"select metric, estimated, low, high, rows from {ESTIMATED}").fetchall()
+    expected = [(one.metric, one.estimated, one.low, one.high) for one in estimated_metrics("probability", scores)]
+    assert [row[:4] for row in found] == [(name, *map(pytest.approx, figures)) for name, *figures in expected]
+    assert {row[4] for row in found} == {CUSTOMERS}
+    connection.execute(f"update ml.scored_dates set made_from = 'b' where as_of_date = '{DAY}'")
+    assert estimate(connection, SCORE, where) == [(3, DAY)]
+    connection.execute("delete from ml.scored_dates")
+    estimate(connection, SCORE, where)
+    assert connection.execute(f"select count(*) from {ESTIMATED}").fetchall() == [(0,)]
+
+
+def test_of_a_category_the_estimate_is_by_the_probabilities_of_its_classes(
+    connection: Connection, where: Paths
+) -> None:
+    a_version(connection, where, 5, kind="category", classes=("b", "a"), metrics={}, intervals={})
+    scored(connection, np.full(100, 0.8), np.array(["b"] * 100), version=5)
+    connection.execute("update predictions.leaving set probabilities = map {'a': 0.2, 'b': 0.8}")
+    create_monitored(connection)
+    assert estimate(connection, a_score("category", bands={}), where) == [(5, DAY)]
+    query = f"select estimated from {ESTIMATED} where metric = 'accuracy'"
+    assert connection.execute(query).fetchall() == [(pytest.approx(0.8),)]
+
+
+def test_once_a_date_has_matured_its_estimate_stands_beside_it_and_is_judged(
+    connection: Connection, where: Paths
+) -> None:
+    scored(connection, *some_outcomes())
+    scored(connection, *some_outcomes(2), day=DAY + timedelta(days=7))
+    measured(connection, where)
+    found = report_performance(connection, SCORE, MATURED, where)["performance"]
+    (date_,) = found.dates
+    assert [one.as_of_date for one in found.estimates] == [DAY + timedelta(days=7)], "what has matured is no estimate"
+    assert {one.metric for one in date_.metrics if one.estimated is None} == {"calibration_error"}
+    auc = date_.metrics[0]
+    (judged, *_) = found.of_estimates
+    assert (judged.metric, judged.dates) == ("roc_auc", 1)
+    assert judged.of_estimate == pytest.approx(abs(auc.estimated - auc.realised))
+    assert judged.of_promise == pytest.approx(abs(auc.promised - auc.realised))
+
+
+def test_what_the_highest_scores_held_is_kept_and_valued_by_what_is_declared_now(
+    connection: Connection, where: Paths
+) -> None:
+    scores, labels = some_outcomes()
+    scored(connection, scores, labels)
+    measured(connection, where)
+    query = f"select share, customers, held, lift, value_per_contact, value_total from {GAINS} order by share"
+    rows = connection.execute(query).fetchall()
+    highest = labels[np.argsort(-scores)][: CUSTOMERS // 10]
+    assert [row[0] for row in rows] == pytest.approx(np.arange(1, 21) / 20)
+    assert rows[1] == (0.1, 80, pytest.approx(highest.sum() / labels.sum(), abs=1e-5),
+                       pytest.approx(highest.mean() / labels.mean(), abs=1e-3), None, None)  # fmt: skip
+    for contact in (Contact(value=10.0, cost=2.0), Contact(value=4.0, cost=3.5)):
+        score = a_score(contact=contact)
+        assert measured(connection, where, score=score) == [], "nothing is measured again"
+        rows = connection.execute(query).fetchall()
+        assert rows[1][4] == pytest.approx(contact.value * highest.mean() - contact.cost, abs=1e-3)
+        assert rows[1][5] == pytest.approx(80 * rows[1][4])
+    found = report_performance(connection, score, MATURED, where)["performance"]
+    assert (found.newest, found.contact, len(found.gains)) == ((DAY, 3), contact, 20)
+
+
+def test_what_was_realised_in_the_table_of_before_is_carried_over_once(connection: Connection, where: Paths) -> None:
+    scored(connection, *some_outcomes())
+    measured(connection, where)
+    before = connection.execute(f"select metric, realised, made_from from {REALISED}").fetchall()
+    connection.execute(f"""
+        create table ml.realised as select * exclude (
+            slice_column, slice_value, baseline_realised, baseline_promised, estimated
+        ) from {REALISED};
+        drop table {REALISED}
+    """)
+    found = realised.realised_dates(connection, SCORE, 1)
+    assert [(one.as_of_date, one.model_version, len(one.metrics)) for one in found] == [(DAY, 3, 6)]
+    assert connection.execute(f"select metric, realised, made_from from {REALISED}").fetchall() == before
+    assert not exists(connection, "ml", "realised")
+    assert measured(connection, where) == [], "what has not changed is not measured again"
 
 
 def test_labels_that_cant_be_measured_are_told_by_version_and_date(connection: Connection, where: Paths) -> None:
@@ -472,7 +681,7 @@ def test_the_asset_warns_of_a_broken_promise_and_links_to_its_report(where: Path
     assert again["changed"].value is False
 
 
-def test_before_anything_has_matured_the_figures_say_when_it_will_and_there_is_no_page(
+def test_before_anything_has_matured_the_figures_say_when_it_will_and_the_page_shows_estimates(
     connection: Connection, where: Paths
 ) -> None:
     scored(connection, *some_outcomes(), day=LAST_HELD_OUT)
@@ -481,12 +690,27 @@ def test_before_anything_has_matured_the_figures_say_when_it_will_and_there_is_n
     today = MATURED - timedelta(days=3)
     assert measured(connection, where, today) == []
     report = report_performance(connection, SCORE, today, where)
-    assert report["path"] is None and report["changed"]
+    assert report["changed"]
     found = read_performance(where.reports, "leaving")
     assert found is not None
     assert (found.verdict, found.next_matures_on, found.dates) == ("nothing matured yet", MATURED, [])
     assert found.promised["roc_auc"] == pytest.approx(PROMISE.metrics["roc_auc"])
+    assert [(one.as_of_date, one.model_version, one.rows) for one in found.estimates] == [(DAY, 3, CUSTOMERS)]
+    page = report["path"].read_text()
+    assert "Estimated, not matured yet" in page and "Realised, all dates" not in page
+    (line,) = [one for one in found.lines if one.metric == "roc_auc"]
+    assert line.below is not None and line.below < PROMISE.intervals["roc_auc"][0]
+    assert f"The next date would be worse than promised with roc_auc below {line.below:.4f}" in page
     assert not report_performance(connection, SCORE, today, where)["changed"]
+
+
+def test_before_an_amount_has_matured_there_is_no_page(connection: Connection, where: Paths) -> None:
+    scored(connection, *some_outcomes())
+    connection.execute("update ml.model_versions set kind = 'amount'")
+    score = a_score("amount")
+    assert measured(connection, where, DAY, score) == []
+    report = report_performance(connection, score, DAY, where)
+    assert report["path"] is None and report["changed"]
 
 
 def test_figures_that_can_be_measured_nowhere_are_null_in_the_file(connection: Connection, where: Paths) -> None:

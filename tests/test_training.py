@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from ml.baseline import naive_forecast
+from ml.baseline import Naive, feature_values, fit_naive, naive_forecast
 from ml.cards import make_card
 from ml.declarations import Kind, Score
 from ml.encoding import Column, ColumnType, Encoder, EncodingError, encode
@@ -542,8 +543,10 @@ def naive(
         return np.array(list(values.values()), dtype=np.float32).T
 
     encoder = Encoder(tuple(Column(name, types.get(name, "number")) for name in columns))
-    forecast, name = naive_forecast(kind, encoder, matrix(columns), np.array(label, dtype=float), matrix(held_out))
-    return forecast.tolist(), name
+    fitted = fit_naive(kind, encoder, matrix(columns), np.array(label, dtype=float))
+    kept = msgspec.json.decode(msgspec.json.encode(fitted), type=Naive)
+    assert kept == fitted, "it can be kept"
+    return naive_forecast(kept, feature_values(encoder, matrix(held_out), kept)).tolist(), kept.told
 
 
 def test_the_naive_probability_is_that_of_the_number_which_ranks_the_training_rows_best() -> None:
@@ -575,6 +578,10 @@ def test_a_null_has_the_rate_of_nulls_and_not_of_the_values_beside_it(scale: flo
     held_out = {"x": [sign * scale * 0.1, sign * scale * 0.5, sign * scale * 0.9, np.nan]}
     forecast, _ = naive("probability", columns, [0, 0, 0, 1, 1, 1], held_out)
     assert forecast == pytest.approx([0.005, 0.5, 0.5, 0.995])  # 0.9 is beyond all: as the highest
+
+
+def test_a_null_that_no_training_row_had_has_the_base_rate() -> None:
+    assert naive("probability", {"x": [1.0, 2.0, 3.0, 4.0]}, [0, 0, 1, 1], {"x": [np.nan]}) == ([0.5], "x alone")
 
 
 @pytest.mark.parametrize("values", [[1.0] * 4, [np.nan] * 4, [1.0, 2.0, 1.0, 2.0]])

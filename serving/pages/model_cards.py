@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from ml.baseline import Naive
 from ml.calibration import Calibration
 from ml.evaluation import Evaluation
 from ml.learning import Learning
@@ -64,6 +65,7 @@ class VersionCard(msgspec.Struct, frozen=True, kw_only=True):
     intervals: Annotated[dict[str, tuple[float, float]], Meta(description="Of each metric, 95 %, by the bootstrap.")]
     baseline: Annotated[dict[str, float | None], Meta(description="The same metrics of the naive forecast.")]
     baseline_name: Annotated[str, Meta(description="What the naive forecast is.")]
+    naive: Annotated[Naive | None, Meta(description="The same in numbers; null for a version of before.")] = None
     champion_version: Annotated[int | None, Meta(description="The champion when it was trained.")]
     champion: Annotated[dict[str, float | None], Meta(description="The metrics of that one on the same rows.")]
     evaluation: Annotated[
