@@ -157,7 +157,7 @@ class Watch:
         names = list(weeks[0])
         self.columns: tuple[Column, ...] = learn_encoder(table, names).columns
         connection.register("learned", table)
-        self.bins = learn_bins(connection, "select * from learned", self.columns, "hash(week, spend_0_usd)")
+        self.bins = learn_bins(connection, "select * from learned", self.columns, "week, spend_0_usd")
         connection.unregister("learned")
         self.importance = weights(names, seed)
         self.made_of = {name: ["raw.visits.visited_at"] if name in VISITS else [f"raw.orders.{name}"] for name in names}

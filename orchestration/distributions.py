@@ -3,6 +3,7 @@
 What is counted is kept in `monitoring.distributions`, the bins that it is counted by in `monitoring.bins`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from reports.distances import Bins, Distribution
 BINS = 10  # of a number, by the deciles of the reference
 BOOLEANS = ("false", "true")
 MOMENTS = ("mean", "sd", "low", "high", "log_mean", "log_sd", "nonzero")
-SAMPLED = 100_000  # rows of the reference that the deciles are of: to half a percent of the rows
+SAMPLED = 50_000  # rows of the reference that the deciles are of: they are exact to half a percent of the rows
 NAMED = 5  # new categories
 OTHER = "(other)"  # the segment of what the reference has not seen
 
@@ -53,10 +54,20 @@ def cleaned(column: Column) -> str:
     return f"case when not isnan({number}) then greatest(least({number}, {LARGEST}), -{LARGEST})::float::double end"
 
 
-def learn_bins(connection: Connection, rows: str, columns: Sequence[Column], order: str) -> list[Bins]:
+def sampled(connection: Connection, rows: str, keys: str, most: int = SAMPLED) -> str:
+    """SQL of about `most` rows of a query, the same ones each time: those whose `keys` (SQL) have a certain hash.
+
+    All of them where there are no more. Nothing is sorted, which of wide rows would take much memory.
+    """
+    (total,) = warehouse.one(connection, f"select count(*) from ({rows})")
+    every = math.ceil(total / most)
+    return f"select * from ({rows}) where hash({keys}) % {every} = 0" if every > 1 else rows
+
+
+def learn_bins(connection: Connection, rows: str, columns: Sequence[Column], keys: str) -> list[Bins]:
     """The bins of these columns: of a category those that the model knows, of all else the deciles of a query's rows.
 
-    These are of at most 100,000 rows, the first by `order`.
+    These are of a sample, if they are many, by the hash of `keys`.
     """
     numbers = [one for one in columns if one.type not in ("category", "boolean")]
     deciles: dict[str, Sequence[float]] = {}
@@ -64,8 +75,9 @@ def learn_bins(connection: Connection, rows: str, columns: Sequence[Column], ord
         read = ", ".join(f"{cleaned(one)} as c{place}" for place, one in enumerate(numbers))
         edges = [place / BINS for place in range(1, BINS)]
         asked = ", ".join(f"quantile_disc(c{place}, {edges})" for place in range(len(numbers)))
-        sampled = f"select * from ({rows}) order by {order} limit {SAMPLED}"
-        found = warehouse.one(connection, f"select {asked} from (select {read} from ({sampled}))")
+        found = warehouse.one(
+            connection, f"select {asked} from (select {read} from ({sampled(connection, rows, keys)}))"
+        )
         deciles = {one.name: values or () for one, values in zip(numbers, found, strict=True)}
     return [
         Bins(name=one.name, type=one.type, categories=one.categories or (BOOLEANS if one.type == "boolean" else ()))

@@ -17,7 +17,7 @@ from ml.declarations import Score
 from ml.encoding import Column
 from ml.slices import MOST_VALUES, UNKNOWN
 from orchestration import monitoring, versions, warehouse
-from orchestration.distributions import OTHER, SAMPLED, Counted, Segments, count, learn_bins
+from orchestration.distributions import OTHER, Counted, Segments, count, learn_bins, sampled
 from orchestration.model_files import load_card, load_model
 from orchestration.monitoring import HELD_OUT, SCORED, TRAINED
 from orchestration.project import Paths
@@ -120,7 +120,7 @@ def _count_reference(
     rows = trained_rows(connection, score, champion, where)
     as_of, keys = warehouse.name(score.as_of), warehouse.names([*score.entity, score.as_of])
     segments = [_values(connection, score, name, rows) for name in segment_columns]
-    bins = learn_bins(connection, rows, card.encoder.columns, f"hash({keys}, {SEED}), {keys}")
+    bins = learn_bins(connection, rows, card.encoder.columns, f"{keys}, {SEED}")
     trained = count(connection, rows, f"{as_of}::date", bins, segments, each=False)
     held_out = [day for day in scored if champion["holdout_from"] <= day <= champion["holdout_to"]] or scored[:1]
     said = scored_rows(score, version, [], held_out)
@@ -129,9 +129,9 @@ def _count_reference(
         connection,
         said,
         [Column(PREDICTION, "number"), Column(BAND, "category", bands)],
-        f"hash(as_of_date, {warehouse.names(score.entity)}, {SEED}), as_of_date, {warehouse.names(score.entity)}",
+        f"as_of_date, {warehouse.names(score.entity)}, {SEED}",
     )
-    drawn = f"select * from ({rows}) order by hash({keys}, {SEED}), {keys} limit {SAMPLED}"
+    drawn = sampled(connection, rows, f"{keys}, {SEED}")
     with _said_again(connection, score, version, drawn, where) as training:
         trained += count(connection, training, "as_of_date", of_score)
     with warehouse.transaction(connection):

@@ -134,7 +134,7 @@ def _changed(connection: Connection, rows: str, column: Column, keys: Sequence[A
         query = f"select {name}, count(*) from ({rows}) where {name} is not null group by 1 order by 2 desc, 1 limit ?"
         values = [str(value) for value, _ in connection.execute(query, [MOST_VALUES]).fetchall()]
         column = Column(column.name, column.type, tuple(sorted(values)))
-    (bins,) = learn_bins(connection, rows, [column], "hash(key, " + name + ")")
+    (bins,) = learn_bins(connection, rows, [column], f"key, {name}")
     of_key: Mapping[Any, Distribution] = {
         one.key: one.distribution for one in _known(count(connection, rows, "key", [bins]), keys)
     }
