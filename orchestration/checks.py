@@ -10,14 +10,15 @@ from dagster._core.storage.asset_check_execution_record import (
 # Of the records of a check, those of runs that ended before it was evaluated tell nothing of the data.
 LOOKED_BACK = 50
 EVALUATED = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED)
-# The gate judges a candidate, not data: without a champion the predictions themselves refuse, and say why.
-NOT_OF_DATA = ("gate",)
+# The check of a score's drift: see drifting.py.
+IN_ORDER = "nothing_drifted"
+# The gate judges a candidate, not data: without a champion the predictions themselves refuse, and say why. Drift is
+# told, and what tells it further is made all the more.
+NOT_OF_DATA = ("gate", IN_ORDER)
 # The check of feature models that no run of everything evaluates: see leaks.py.
 RIGHT_IN_TIME = "right_in_time"
 # The check of a champion's realised performance: see performance.py.
 AS_PROMISED = "as_promised"
-# The check of a score's drift: see drifting.py.
-IN_ORDER = "nothing_drifted"
 MEND_LEAK = (
     "mend the model, run everything, so that what is stored is built anew, then make leaks, which alone evaluates"
     f" {RIGHT_IN_TIME}, and when that passes everything again"

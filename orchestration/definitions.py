@@ -10,6 +10,7 @@ from orchestration.instance import in_process_executor
 from orchestration.jobs import jobs_sensor, scoring_jobs
 from orchestration.leaks import right_in_time
 from orchestration.loading import check_sources, raw_asset
+from orchestration.overviews import overview_asset
 from orchestration.performance import performance_asset
 from orchestration.project import Paths, load_manifest, load_project, paths
 from orchestration.publishing import generation_asset
@@ -44,6 +45,7 @@ def define(where: Paths) -> dg.Definitions:
             generation_asset(score, project, where),
             drift_asset(score, project, where),
             performance_asset(score, label, project, where),
+            overview_asset(score, project, where),
         ]
     # Several scores may have one feature model: any of them stands for it.
     featured = {score.features_id: score for score in project.scores}

@@ -20,6 +20,7 @@ BOOLEANS = ("false", "true")
 MOMENTS = ("mean", "sd", "low", "high", "log_mean", "log_sd", "nonzero")
 SAMPLED = 50_000  # rows of the reference that the deciles are of: they are exact to half a percent of the rows
 NAMED = 5  # new categories
+COLUMNS_OF_A_SCAN = 64
 OTHER = "(other)"  # the segment of what the reference has not seen
 
 
@@ -96,7 +97,20 @@ def count(
     each: bool = True,
 ) -> list[Counted]:
     """The distributions of the columns of a query, for each value of `by` (SQL), and by segments: of each of these
-    values, or of all together."""
+    values, or of all together.
+
+    Each column is read once, in a few scans: what a scan of very many holds at once grows with them.
+    """
+    return [
+        one
+        for place in range(0, len(bins), COLUMNS_OF_A_SCAN)
+        for one in _scan(connection, rows, by, bins[place : place + COLUMNS_OF_A_SCAN], segments, each)
+    ]
+
+
+def _scan(
+    connection: Connection, rows: str, by: str, bins: Sequence[Bins], segments: Sequence[Segments], each: bool
+) -> list[Counted]:
     read = [f"{by} as key"]
     read += [f"{cleaned(Column(one.name, one.type))} as c{place}" for place, one in enumerate(bins)]
     read += [f"{_segment(one)} as s{place}" for place, one in enumerate(segments)]

@@ -167,17 +167,32 @@ def counted(connection: Connection, score: Score, version: int) -> dict[date, st
 
 
 def distributions(
-    connection: Connection, score: Score, version: int, part: str, first: date | None = None
+    connection: Connection,
+    score: Score,
+    version: int,
+    part: str,
+    first: date | None = None,
+    columns: Sequence[str] | None = None,
 ) -> list[Counted]:
-    """What was counted of a part of the rows, from an as-of date on, the oldest first."""
+    """What was counted of a part of the rows, from an as-of date on, the oldest first: of these columns in all rows, or
+    of all columns, by segments too."""
     found = warehouse.rows(
         connection,
         """
         select * from monitoring.distributions
-        where score = ? and model_version = ? and part = ? and (? is null or as_of_date >= ?)
+        where score = $score and model_version = $version and part = $part
+            and ($first is null or as_of_date >= $first)
+            and ($all or (segment_column is null and column_name in (select unnest($columns::varchar[]))))
         order by as_of_date, rowid
         """,
-        [score.name, version, part, first, first],
+        {
+            "score": score.name,
+            "version": version,
+            "part": part,
+            "first": first,
+            "all": columns is None,
+            "columns": list(columns or []),
+        },
     )
     return [
         Counted(
