@@ -18,10 +18,12 @@ from litestar.params import Parameter
 from markupsafe import Markup
 
 from serving.catalogue import Catalogue, Served
+from serving.generations.generation import NAME as NAMED
 from serving.generations.generation import CustomerScore
 from serving.guarding.callers import ANYBODY, caller_of, readiness_for
 from serving.pages.feature_catalogue import feature_views, read_features
 from serving.pages.model_cards import PAGE, all_versions, card_file, read_versions
+from serving.pages.monitoring import all_summaries, newest_page
 from serving.pages.performance import performance_view, read_performance
 from serving.pages.sources import read_sources, source_view
 from serving.pages.views import (
@@ -37,6 +39,7 @@ from serving.pages.views import (
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
+LISTED = 60  # reports of single dates, the newest
 EXAMPLES = 4  # customers that a score's page offers to look up
 LISTED_VERSIONS = 8  # on a score's page, the newest
 FAILED_CONDITIONS = 2  # of a refused version that are listed there; its card has all
@@ -157,7 +160,10 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
         titles = {name: served.generation.title for name, served in catalogue.scores.items()}
         found = [one for one in await asyncio.to_thread(find_reports, reports) if may_see(one.score)]
         told = [one for one in await asyncio.to_thread(all_versions, reports) if may_see(one.score)]
-        return _render("reports.html", here="reports", reports=found, titles=titles, told=told)
+        summaries = [one for one in await asyncio.to_thread(all_summaries, reports) if may_see(one.score)]
+        return _render(
+            "reports.html", here="reports", summaries=summaries, reports=found, titles=titles, told=told, listed=LISTED
+        )
 
     @get("/features")
     async def features() -> Response[str]:
@@ -177,6 +183,15 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
         title = served.generation.title if served else None
         has_versions = told is not None and bool(told.versions)
         return _templates.get_template("way_back.html").render(score=score, title=title, has_versions=has_versions)
+
+    @get("/reports/{score:str}")
+    async def score_report(request: Request[Any, Any, Any], score: str) -> Response[Any]:
+        path = await asyncio.to_thread(newest_page, reports, score) if NAMED.fullmatch(score) else None
+        if path is not None:
+            return await _file(request, path, CARD_HEADERS, await way_back(score))
+        missing = _render("not_found.html", 404, here="", detail=f"Score '{score[:100]}' has no report. See /reports.")
+        missing.headers.update(PAGE_HEADERS)
+        return missing
 
     @get("/reports/{score:str}/{as_of_date:str}/{name:str}")
     async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> Response[bytes]:
@@ -204,7 +219,7 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
             include_in_schema=False,
             response_headers=PAGE_HEADERS,
         ),
-        Router("/", route_handlers=[report], include_in_schema=False),
+        Router("/", route_handlers=[report, score_report], include_in_schema=False),
         Router("/", route_handlers=[model_card], include_in_schema=False),
     ]
 
