@@ -10,17 +10,25 @@ from collections.abc import Sequence
 from datetime import date
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml.declarations import Score
-from orchestration.incidents import Known, mark_sent
+from orchestration.incidents import PROMISE, Known, mark_sent
 from orchestration.warehouse import Connection
 
 WEBHOOK, EMAIL = "SCOREHOUSE_ALERT_WEBHOOK", "SCOREHOUSE_ALERT_EMAIL"
 PAGES = "SCOREHOUSE_PAGES_URL"  # where people reach the pages
 SECONDS = 10  # that a server has to answer
 EXAMPLE = "smtp://user:password@mail.example.com:587?from=scores@example.com&to=team@example.com"
+
+
+Sign = Literal["promise", "error", "warn"]
+SIGNS: dict[Sign, str] = {
+    "promise": "Worse than promised",
+    "error": "The data seem broken",
+    "warn": "Customers have moved",
+}
 
 
 class Unsent(RuntimeError):
@@ -48,8 +56,7 @@ def message(score: Score, incident: Known, day: date) -> dict[str, Any]:
     """What an incident's message says; `text` says it all in a few lines, as chats show it."""
     base = os.environ.get(PAGES, "http://127.0.0.1:8000").rstrip("/")
     url = f"{base}/reports/{score.name}"
-    sign = "Fault of the data" if incident.severity == "error" else "Customers have moved"
-    lines = [f"{score.title}: {sign}: {incident.told}."]
+    lines = [f"{score.title}: {SIGNS[sign_of(incident)]}: {incident.told}."]
     lines += [f"Origin: {incident.origin}."] if incident.origin else []
     lines += [f"It weighs {incident.impact:.1%} of the score. Read more: {url}"]
     return {
@@ -67,6 +74,10 @@ def message(score: Score, incident: Known, day: date) -> dict[str, Any]:
         "url": url,
         "text": "\n".join(lines),
     }
+
+
+def sign_of(incident: Known) -> Sign:
+    return "promise" if incident.kind == PROMISE else "error" if incident.severity == "error" else "warn"
 
 
 def send(told: dict[str, Any], owner: str) -> bool:

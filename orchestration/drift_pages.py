@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml.declarations import Score
 from orchestration import warehouse
+from orchestration.distributions import sampled
 from orchestration.drift_metrics import BAND, PREDICTION, scored_rows, trained_rows
 from orchestration.incidents import Known
 from orchestration.model_files import load_model
@@ -95,7 +96,7 @@ def _write(
     scored = scored_rows(score, champion["version"], features, [day])
     if with_label:
         scored = _with_labels(score, scored)
-    current = _drawn(score, scored, "as_of_date")
+    current = _drawn(connection, score, scored, "as_of_date")
     _, content = warehouse.content_hash(connection, current)
     mark = [champion["version"], champion["training_set"], content, features, with_label, metrics]
     of = hashlib.sha256(json.dumps(mark).encode()).hexdigest()
@@ -111,7 +112,7 @@ def _write(
         columns[LABEL] = "number" if score.kind == "amount" else "category"
     columns |= {name: "category" if types[name] in ("category", "boolean") else "number" for name in features}
     learned = connection.sql(
-        _drawn(score, trained_rows(connection, score, champion, where), score.as_of)
+        _drawn(connection, score, trained_rows(connection, score, champion, where), score.as_of)
     ).to_arrow_table()
     page = evidently_page(
         _as_scored(learned, score, champion["version"], where),
@@ -142,9 +143,10 @@ def _shown_features(card: "Card", metrics: Mapping[str, Any]) -> list[str]:
     return sorted(card.importance, key=rank)[:CHARTED]
 
 
-def _drawn(score: Score, rows: str, as_of: str) -> str:
-    keys = warehouse.names([*score.entity, as_of])
-    return f"select * from ({rows}) order by hash({keys}, {SEED}), {keys} limit {SAMPLED}"
+def _drawn(connection: Connection, score: Score, rows: str, as_of: str) -> str:
+    """SQL of a sample that is the same whenever it is drawn from the same rows."""
+    keys = f"{warehouse.names([*score.entity, as_of])}, {SEED}"
+    return f"select * from ({sampled(connection, rows, keys, SAMPLED)}) order by hash({keys}) limit {SAMPLED}"
 
 
 def _with_labels(score: Score, scored: str) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ml.registry import Card
 
 OPEN = "closed_on is null"
+PROMISE = "worse than promised"  # the kind of an incident that is not of drift: see promise_incidents.py
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +75,7 @@ def update_incidents(
             for day in (day for day in measured if day >= min(days)):
                 found = _found(connection, project, score, version, card, made_of, day, measured)
                 _keep(connection, project, score, version, day, found, sent)
-    return open_incidents(connection, score)
+    return [one for one in open_incidents(connection, score) if one.kind != PROMISE]
 
 
 def open_incidents(connection: Connection, score: Score) -> list[Known]:
@@ -89,6 +90,11 @@ def all_incidents(connection: Connection, score: Score, first: date) -> list[Kno
         "score = ? and coalesce(closed_on, ?) >= ? order by alerted_on, incident",
         [score.name, first, first],
     )
+
+
+def number_of(*what: Any) -> str:
+    """The number of an incident: the same whenever it is found again."""
+    return hashlib.sha256(" ".join(map(str, what)).encode()).hexdigest()[:12]
 
 
 def mark_sent(connection: Connection, score: Score, incident: str) -> None:
@@ -122,7 +128,7 @@ def _take_back(connection: Connection, score: Score, version: int, first: date) 
         """,
         [score.name, version],
     ).fetchall()
-    which = "where score = $score and model_version = $version"
+    which = f"where score = $score and model_version = $version and kind <> '{PROMISE}'"
     values = {"score": score.name, "version": version, "first": first}
     connection.execute(f"delete from monitoring.incidents {which} and alerted_on >= $first", values)
     connection.execute(f"update monitoring.incidents set closed_on = null {which} and closed_on >= $first", values)
@@ -182,7 +188,9 @@ def _keep(
 ) -> None:
     """Writes what was found at a date: what goes on, what is new, and what has ended."""
     lasting = _known(
-        connection, f"score = ? and model_version = ? and {OPEN} order by began_on, incident", [score.name, version]
+        connection,
+        f"score = ? and model_version = ? and kind <> '{PROMISE}' and {OPEN} order by began_on, incident",
+        [score.name, version],
     )
     went_on = set()
     for incident in found:
@@ -210,8 +218,7 @@ def _keep(
                 row | {"score": score.name, "incident": first.incident},
             )
             continue
-        text = f"{score.name} {version} {incident.kind} {incident.cause} {incident.began}"
-        number = hashlib.sha256(text.encode()).hexdigest()[:12]
+        number = number_of(score.name, version, incident.kind, incident.cause, incident.began)
         went_on.add(number)
         opened = {
             "score": score.name,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ml.registry import Card
 
 SHOWN = 60  # as-of dates, the newest
+LEAST = 0.0003  # effect × importance of a drift that has a picture before the features that weigh most
 
 
 def write_overview(connection: Connection, score: Score, project: Project, where: Paths) -> dict[str, Any]:
@@ -187,10 +188,13 @@ def _features(connection: Connection, score: Score, version: int, card: "Card") 
                 select max(as_of_date) from monitoring.drift_metrics where score = $score and model_version = $version
             )
         group by 1
-        order by since is null, max(importance) * (case when since is null then 1 else max(effect) end) desc, 1
+        order by
+            -- a drift that weighs nothing is for the tables
+            coalesce(since is not null and max(importance) * max(effect) >= $least, false) desc,
+            max(importance) * (case when since is null then 1 else max(effect) end) desc, 1
         limit $most
         """,
-        {"score": score.name, "version": version, "p": PREDICTION, "b": BAND, "most": FEATURES},
+        {"score": score.name, "version": version, "p": PREDICTION, "b": BAND, "most": FEATURES, "least": LEAST},
     )
     names = [row["column_name"] for row in newest]
     bins = {one.name: one for one in monitoring.bins_of(connection, score, version)[0]}

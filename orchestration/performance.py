@@ -16,12 +16,14 @@ from ml.metrics import without_nan
 from ml.outlook import estimate_errors, expected_metrics, verdict_lines
 from ml.realised import Line, Performance, Promise, RealisedDate, drifted_share
 from orchestration import versions, warehouse
+from orchestration.alerting import send_alerts
 from orchestration.checks import AS_PROMISED, refuse_unsound
 from orchestration.estimating import estimated_dates
 from orchestration.judging import current_champion
 from orchestration.model_files import card_of
 from orchestration.outcomes import SAMPLED
 from orchestration.project import Paths, read_json, replaced
+from orchestration.promise_incidents import update_promise
 from orchestration.promises import Kept, drift_figures, kept, told_with_causes
 from orchestration.realised import measure, realised_dates, served_versions, slices_and_gains
 from orchestration.training import SEED
@@ -210,6 +212,10 @@ def performance_asset(score: Score, label: dg.AssetKey, project: Project, where:
             versions.create_tables(connection)
             measured = measure(connection, score, today, where)
             report = report_performance(connection, score, today, where)
+            broken = update_promise(connection, score, report["performance"])
+            unsent = send_alerts(connection, score, broken, report["day"])
+        for fault in unsent:
+            context.log.info(f"· reports.{score.name}_performance: {fault}")
         found: Performance = report["performance"]
         yield dg.MaterializeResult(
             metadata={

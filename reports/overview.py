@@ -44,6 +44,7 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     """An incident, as people read it."""
 
     incident: str
+    kind: str
     severity: str
     told: str
     origin: str | None
@@ -86,7 +87,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def open(self) -> list[Trouble]:
-        return [one for one in self.troubles if one.closed_on is None]
+        """What is wrong with the data or the customers now; that the promise is broken `performance` says."""
+        return [one for one in self.troubles if one.closed_on is None and one.kind != "worse than promised"]
 
 
 class Panel(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,7 +257,7 @@ def _metric_panel(overview: Overview, axis: Axis) -> Panel:
 def _drift_panel(overview: Overview, axis: Axis) -> Panel:
     """How much of the importance had drifted at each date."""
     most = max((one.drifted or 0.0 for one in overview.dates), default=0.0)
-    high = max(most, 0.05)
+    high = max(most, 0.2)  # so that little looks like little
     parts = _behind(overview, axis)
     width = _bar_width(overview)
     for one in overview.dates:
