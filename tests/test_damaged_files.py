@@ -1,6 +1,5 @@
 """Files of the data folder that were cut short, by a full disk or a bad copy: made anew, or told by name."""
 
-import json
 from datetime import date
 from pathlib import Path
 

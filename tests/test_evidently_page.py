@@ -178,7 +178,7 @@ def test_a_page_without_any_column_to_show_says_so() -> None:
 
 def refused(before: pa.Table, after: pa.Table) -> str:
     options: dict[str, Any] = {"title": "Leaving", "day": DAY, "columns": COLUMNS, "head": {}}
-    with pytest.raises(ValueError, match="^drift report 'Leaving': ") as raised:
+    with pytest.raises(ValueError, match=r"^drift report 'Leaving': ") as raised:
         evidently_page(before, after, **options)
     return str(raised.value).removeprefix("drift report 'Leaving': ")
 
