@@ -163,6 +163,8 @@ def _counted(connection: Connection, rows: str, by: str, bins: Bins) -> dict[Any
 
 
 def _last_batch(connection: Connection, source: Source) -> str | None:
+    if not warehouse.exists(connection, "quality", "source_metrics"):
+        return None
     found = connection.execute(
         """
         select batch_id, source, loaded_at, landed from quality.source_metrics

@@ -18,21 +18,35 @@ DATES = [date(2024, 5, 6), date(2024, 5, 13)]
 # Row n of 3,000; every column has something awkward in it.
 TABLE = f"""
     create table customers as select
-        n, case when n % 3 = 0 then date '2024-05-06' else date '2024-05-13' end as week,
-        case n % 50 when 1 then null when 2 then 'nan'::double when 3 then 'infinity'::double when 4 then '-infinity'::double
-            when 5 then 0 when 6 then -1e300 when 7 then 1e-300 else round(sin(n) * 100, 3) end as number,
+        n,
+        case when n % 3 = 0 then date '2024-05-06' else date '2024-05-13' end as week,
+        case n % 50
+            when 1 then null when 2 then 'nan'::double when 3 then 'infinity'::double when 4 then '-infinity'::double
+            when 5 then 0 when 6 then -1e300 when 7 then 1e-300
+            else round(sin(n) * 100, 3)
+        end as number,
         case when n % 7 > 0 then (n % 90 / 4)::decimal(12, 3) end as "decimal",
         case when n % 5 > 0 then (n % 40)::hugeint end as "whole number",
-        case n % 11 when 0 then null when 1 then 'infinity'::date when 2 then '-infinity'::date when 3 then date '0001-01-01'
-            else date '2020-01-01' + (n % 800)::integer end as joined_on,
-        case n % 11 when 0 then null when 1 then 'infinity'::timestamptz
-            else timestamptz '2024-05-05 23:30+00' - n * interval 1 minute end as seen_at,
-        case n % 11 when 0 then null else timestamp '2024-05-05 23:30' - n * interval 1 minute end as local,
+        case n % 11
+            when 0 then null when 1 then 'infinity'::date when 2 then '-infinity'::date when 3 then date '0001-01-01'
+            else date '2020-01-01' + (n % 800)::integer
+        end as joined_on,
+        case n % 11
+            when 0 then null when 1 then 'infinity'::timestamptz
+            else timestamptz '2024-05-05 23:30+00' - n * interval 1 minute
+        end as seen_at,
+        case when n % 11 > 0 then timestamp '2024-05-05 23:30' - n * interval 1 minute end as local,
         case n % 4 when 0 then null else n % 4 = 1 end as member,
-        case n % 10 when 0 then null when 1 then '' when 2 then 'it''s' when 3 then '"quoted"' when 4 then '=' when 5 then 'é'
-            when 6 then 'never seen' when 7 then 'nor ''this''' else 'red' end as colour,
+        case n % 10
+            when 0 then null when 1 then '' when 2 then 'it''s' when 3 then '"quoted"' when 4 then '=' when 5 then 'é'
+            when 6 then 'never seen' when 7 then 'nor ''this'''
+            else 'red'
+        end as colour,
         'town ' || (n % 300) as town,
-        case n % 6 when 0 then null when 1 then 'south' when 2 then 'it''s' when 3 then 'unseen' else 'north' end as region,
+        case n % 6
+            when 0 then null when 1 then 'south' when 2 then 'it''s' when 3 then 'unseen'
+            else 'north'
+        end as region,
         null::double as nothing
     from range({ROWS}) as numbers (n)
 """
