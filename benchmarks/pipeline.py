@@ -163,10 +163,10 @@ def covered(spans: Iterable[tuple[datetime, datetime]]) -> float:
 
 def imports() -> float:
     """Seconds of a fresh process that imports what a run does beside dbt, less those of one that imports nothing."""
-    from orchestration.transforming import IMPORTED_LATER
+    from orchestration.transforming import IMPORTED_FOR_PAGES, IMPORTED_LATER
 
     empty = timed(lambda: subprocess.run([sys.executable, "-c", ""], check=True))
-    code = "import " + ", ".join(IMPORTED_LATER)
+    code = "import " + ", ".join((*IMPORTED_LATER, *IMPORTED_FOR_PAGES))
     return timed(lambda: subprocess.run([sys.executable, "-c", code], check=True, cwd=form.REPOSITORY)) - empty
 
 

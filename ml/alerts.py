@@ -59,6 +59,8 @@ def read_alerts(declared: Any, names: Sequence[str], where: str, faults: Faults)
     for name in segments:
         if names and name not in names:
             faults.append(f"{where}: segments names {name!r}, which is no feature (features: {some(names, str(name))})")
+    if repeated := next((name for name in segments if segments.count(name) > 1), None):
+        faults.append(f"{where}: segments names {repeated!r} twice")
     if len(segments) > MOST_SEGMENTS:
         faults.append(f"{where}: segments names {len(segments)} columns, and {MOST_SEGMENTS} are the most")
     default = Alerts()

@@ -1,5 +1,6 @@
 """Tells people of incidents, each once: a webhook, an e-mail, as the environment says; by nothing else."""
 
+import http.client
 import json
 import os
 import smtplib
@@ -11,7 +12,7 @@ from datetime import date
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from typing import Any, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from ml.declarations import Score
 from orchestration.incidents import PROMISE, Known, mark_sent
@@ -90,33 +91,56 @@ def send(told: dict[str, Any], owner: str) -> bool:
     return bool(webhook or email)
 
 
+class _AsAsked(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: it would be followed without the message, and whatever is there would seem to take it."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _parts(address: str) -> SplitResult | None:
+    """The parts of an address; None if it is none."""
+    try:
+        parts = urlsplit(address)
+        return parts if parts.hostname and (parts.port is None or parts.port > 0) else None
+    except ValueError:
+        return None
+
+
 def _post(url: str, told: dict[str, Any]) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Unsent(f"{WEBHOOK} is no address of a webhook (write https://host/path)")
+    parts, refused = _parts(url), Unsent(f"{WEBHOOK} is no address of a webhook (write https://host/path)")
+    if parts is None or parts.scheme not in ("http", "https"):
+        raise refused
     request = urllib.request.Request(
         url,
         json.dumps(told).encode(),
         {"Content-Type": "application/json", "Idempotency-Key": told["incident"], "User-Agent": "scorehouse"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS):
+        with urllib.request.build_opener(_AsAsked).open(request, timeout=SECONDS):
             pass
+    except (http.client.InvalidURL, ValueError):
+        raise refused from None
     except urllib.error.HTTPError as error:
+        error.close()
         raise Unsent(f"the webhook at {parts.hostname} answers {error.code} {error.reason}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise Unsent(f"the webhook at {parts.hostname}: {_why(error)}") from None
 
 
 def _mail(address: str, told: dict[str, Any], owner: str) -> None:
-    parts = urlsplit(address)
-    asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    parts = _parts(address)
+    asked = {name: values[-1] for name, values in parse_qs(parts.query if parts else "").items()}
     to = asked.get("to") or owner
-    if parts.scheme not in ("smtp", "smtps") or not parts.hostname or not asked.get("from") or not to:
-        raise Unsent(f"{EMAIL} is no mail server with a sender and somebody to write to (write {EXAMPLE})")
+    refused = Unsent(f"{EMAIL} is no mail server with a sender and somebody to write to (write {EXAMPLE})")
+    if parts is None or parts.scheme not in ("smtp", "smtps") or not parts.hostname or not asked.get("from") or not to:
+        raise refused
     mail = EmailMessage()
-    mail["From"], mail["To"], mail["Date"] = asked["from"], to, formatdate()
-    mail["Subject"] = f"[{told['severity']}] {told['title']}: {told['kind']}"
+    try:
+        mail["From"], mail["To"], mail["Date"] = asked["from"], to, formatdate()
+    except ValueError:  # of several lines
+        raise refused from None
+    mail["Subject"] = " ".join(f"[{told['severity']}] {told['title']}: {told['kind']}".split())
     mail["Message-ID"] = make_msgid(told["incident"], domain=parts.hostname)
     mail.set_content(told["text"])
     context = ssl.create_default_context()
@@ -131,6 +155,8 @@ def _mail(address: str, told: dict[str, Any], owner: str) -> None:
             if parts.username:
                 server.login(unquote(parts.username), unquote(parts.password or ""))
             server.send_message(mail)
+    except UnicodeError:  # its message would show the password
+        raise Unsent(f"the mail server {parts.hostname}: takes no user, password or address but of ASCII") from None
     except (OSError, smtplib.SMTPException) as error:
         raise Unsent(f"the mail server {parts.hostname}: {_why(error)}") from None
 

@@ -125,7 +125,8 @@ def _uses(connection: Connection, score: Score, where: Paths) -> dict[str, Featu
     importance = _importance(where, score, champion["version"]) if champion else {}
     reports = sorted((where.reports / score.name).glob("*/drift.json"))
     drift = read_json(reports[-1]).get("metrics", {}) if reports else {}
-    page = f"{score.name}/{reports[-1].parent.name}/drift.html" if reports else None
+    page = reports[-1].with_name("drift.html") if reports else None
+    link = f"{score.name}/{page.parent.name}/{page.name}" if page and page.is_file() else score.name
     used = {column.name for column in score.columns} | set(importance)
     return {
         name: FeatureUse(
@@ -134,7 +135,7 @@ def _uses(connection: Connection, score: Score, where: Paths) -> dict[str, Featu
             version=champion["version"] if champion else None,
             importance=importance.get(name),
             verdict=drift.get(f"column.{name}.verdict"),
-            report=page if f"column.{name}.verdict" in drift else None,
+            report=link if f"column.{name}.verdict" in drift else None,
         )
         for name in used
     }

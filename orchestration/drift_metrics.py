@@ -15,9 +15,9 @@ import msgspec
 
 from ml.declarations import Score
 from ml.encoding import Column
-from ml.slices import MOST_VALUES, UNKNOWN
+from ml.slices import MOST_VALUES
 from orchestration import monitoring, versions, warehouse
-from orchestration.distributions import OTHER, Counted, Segments, count, learn_bins, sampled
+from orchestration.distributions import Counted, Segments, count, learn_bins, sampled
 from orchestration.model_files import load_card, load_model
 from orchestration.monitoring import HELD_OUT, SCORED, TRAINED
 from orchestration.project import Paths
@@ -96,7 +96,7 @@ def _reference(
         else:
             of_segments[one.column, one.segment_column, one.segment] = one.distribution
             values[one.segment_column].add(one.segment)
-    segments = [Segments(name, tuple(sorted(values[name] - {UNKNOWN, OTHER}))) for name in kept]
+    segments = [Segments(name, tuple(sorted(values[name]))) for name in kept]
     return reference_of(bins, dates, of_segments, held_out), segments, is_new
 
 

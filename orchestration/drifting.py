@@ -48,7 +48,11 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
     incidents = update_incidents(connection, project, score, version, card, measured, where)
     newest = max(scored)
     for day in sorted(scored):
-        if day in measured or not (where.reports / score.name / str(day) / FIGURES).is_file():
+        # Those of a version before may be there, if a promotion was taken back, or a part of the file.
+        if (
+            day in measured
+            or read_json(where.reports / score.name / str(day) / FIGURES).get("model_version") != version
+        ):
             write_figures(connection, score, champion, card, day, where)
     changed = write_pages(connection, score, champion, card, newest, incidents, clock(project), where)
     page = where.reports / score.name / str(newest) / PAGE

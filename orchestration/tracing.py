@@ -3,15 +3,18 @@
 Read only once something has drifted, so that nothing of it is paid for on other days.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from typing import Any
+
+import msgspec
 
 from ml.declarations import Project, Source
 from ml.encoding import Column, ColumnType
 from orchestration import warehouse
 from orchestration.batches import OWN
-from orchestration.distributions import Counted, count, learn_bins
+from orchestration.distributions import count, learn_bins
 from orchestration.warehouse import Connection
 from reports.distances import Bins, Distribution, compare, merged
 from reports.faults import fault_of
@@ -93,74 +96,75 @@ def origin(connection: Connection, project: Project, cause: str) -> str | None:
         return None
     (batches,) = warehouse.one(connection, f"select count(distinct _batch_id) from {_named(table)}")
     if batches > 1:
-        keys, rows = _by_batch(connection, table)
+        keys, by = _by_batch(connection, table), "_batch_id"
         told = "began with batch {key} of {table} (loaded {loaded}, from {source})"
     elif source.cursor and types.get(source.cursor) in TIMES:
-        keys, rows = _by_week(connection, table, source.cursor)
+        by = f"date_trunc('week', {warehouse.name(source.cursor)})::date"
+        keys = _by_week(connection, table, by)
         told = "began in the rows of {table} from the week of {key:%Y-%m-%d} on, all of one batch"
     else:
         return None
-    found = _changed(connection, rows, Column(column, kind), list(keys))
+    found = _changed(connection, f"select * from {_named(table)}", Column(column, kind), by, list(keys))
     if found is None:
         return None
     key, why = found
     return told.format(key=key, table=table, **keys[key]) + f": {column}: {why}"
 
 
-def _by_batch(connection: Connection, table: str) -> tuple[dict[Any, dict[str, str]], str]:
+def _by_batch(connection: Connection, table: str) -> dict[Any, dict[str, str]]:
     found = connection.execute(
         f"""
         select _batch_id, min(_loaded_at), any_value(_source) from {_named(table)}
         group by 1 order by 2 desc, 1 limit {LOOKED_AT}
         """
     ).fetchall()
-    keys = {
+    return {
         batch: {"loaded": f"{loaded:%Y-%m-%d %H:%M}", "source": str(source)} for batch, loaded, source in found[::-1]
     }
-    return keys, f"select *, _batch_id as key from {_named(table)}"
 
 
-def _by_week(connection: Connection, table: str, cursor: str) -> tuple[dict[Any, dict[str, str]], str]:
-    week = f"date_trunc('week', {warehouse.name(cursor)})::date"
-    weeks = f"select distinct {week} as week from {_named(table)} where {week} is not null"
+def _by_week(connection: Connection, table: str, week: str) -> dict[Any, dict[str, str]]:
+    weeks = f"select distinct {week} from {_named(table)} where {week} is not null"
     found = connection.execute(f"{weeks} order by 1 desc limit {LOOKED_AT}").fetchall()
-    return {key: {} for (key,) in found[::-1]}, f"select *, {week} as key from {_named(table)}"
+    return {key: {} for (key,) in found[::-1]}
 
 
-def _changed(connection: Connection, rows: str, column: Column, keys: Sequence[Any]) -> tuple[Any, str] | None:
-    """Of batches in their order the one that differs most from all before it, and how."""
+def _changed(connection: Connection, rows: str, column: Column, by: str, keys: Sequence[Any]) -> tuple[Any, str] | None:
+    """Of batches (the values of `by`, SQL) in their order the one that differs most from all before it, and how."""
     name = warehouse.name(column.name)
     if column.type == "category":
         query = f"select {name}, count(*) from ({rows}) where {name} is not null group by 1 order by 2 desc, 1 limit ?"
         values = [str(value) for value, _ in connection.execute(query, [MOST_VALUES]).fetchall()]
         column = Column(column.name, column.type, tuple(sorted(values)))
-    (bins,) = learn_bins(connection, rows, [column], f"key, {name}")
-    of_key: Mapping[Any, Distribution] = {
-        one.key: one.distribution for one in _known(count(connection, rows, "key", [bins]), keys)
-    }
+    (bins,) = learn_bins(connection, rows, [column], f"{by}, {name}")
+    of_key = _counted(connection, rows, by, bins)
     ordered = [key for key in keys if key in of_key]
-    best: tuple[float, Any, Distribution] | None = None
+    best: tuple[float, Any, Sequence[Any]] | None = None
     for place, key in enumerate(ordered[1:], start=1):
         before = merged([of_key[one] for one in ordered[:place]])
         effect = compare(of_key[key], before, is_category=bins.is_category).effect
         if effect >= LEAST_EFFECT and (best is None or effect > best[0]):
-            best = effect, key, before
+            best = effect, key, ordered[:place]
     if best is None:
         return None
-    _, key, before = best
-    return key, _why(bins, of_key[key], before)
+    _, key, earlier = best
+    before = merged([of_key[one] for one in earlier])
+    if column.type == "category":  # what was not there before is new, and may have taken another's place
+        seen = tuple(value for value, rows_of in zip(bins.categories, before.counts, strict=False) if rows_of)
+        bins = msgspec.structs.replace(bins, categories=seen)
+        of_key = _counted(connection, rows, by, bins)
+        before = merged([of_key[one] for one in earlier])
+    return key, fault_of(bins, of_key[key], before, effect=LEAST_EFFECT).told
 
 
-def _known(counted: Sequence[Counted], keys: Sequence[Any]) -> list[Counted]:
-    wanted = set(keys)
-    return [one for one in counted if one.key in wanted and one.distribution.rows >= LEAST_ROWS]
-
-
-def _why(bins: Bins, current: Distribution, before: Distribution) -> str:
-    return fault_of(bins, current, before, effect=LEAST_EFFECT).told
+def _counted(connection: Connection, rows: str, by: str, bins: Bins) -> dict[Any, Distribution]:
+    counted = count(connection, rows, by, [bins])
+    return {one.key: one.distribution for one in counted if one.distribution.rows >= LEAST_ROWS}
 
 
 def _last_batch(connection: Connection, source: Source) -> str | None:
+    if not warehouse.exists(connection, "quality", "source_metrics"):
+        return None
     found = connection.execute(
         """
         select batch_id, source, loaded_at, landed from quality.source_metrics
@@ -177,17 +181,12 @@ def _last_batch(connection: Connection, source: Source) -> str | None:
 
 
 def _kind(type_of: str) -> ColumnType | None:
-    """How a raw column of this type is compared; None if it can't be."""
+    """How a raw column of this type is compared; None if it can't be. A time moves with every batch, and tells none."""
     if type_of == "VARCHAR":
         return "category"
     if type_of == "BOOLEAN":
         return "boolean"
-    if type_of == "DATE":
-        return "date"
-    if type_of.startswith("TIMESTAMP"):
-        return "timestamp"
-    numbers = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "UINT", "UBIGINT")
-    return "number" if type_of.startswith(numbers) else None
+    return "number" if re.fullmatch(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)", type_of) else None
 
 
 def _named(table: str) -> str:

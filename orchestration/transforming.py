@@ -41,7 +41,8 @@ KEPT_INVOCATIONS = 10
 # What the name of a table ends with while dbt builds another in its place.
 PARKED = "__being_replaced"
 # Seconds, all together.
-IMPORTED_LATER = ("catboost", "sklearn.metrics", "scipy.stats", "evidently.presets")
+IMPORTED_LATER = ("catboost", "sklearn.metrics", "scipy.stats")
+IMPORTED_FOR_PAGES = ("evidently.presets",)  # if any score has them
 
 
 class DbtEnded(RuntimeError):
@@ -131,7 +132,9 @@ def transformed_assets(manifest: Mapping[str, Any], project: Project, where: Pat
         events, failure = [], None
         with ThreadPoolExecutor() as beside:
             # dbt works in a process of its own: time enough for what the scores' steps import if they have work.
-            importing = [beside.submit(importlib.import_module, name) for name in IMPORTED_LATER if is_news]
+            has_pages = any(score.alerts.report for score in project.scores)
+            later = [*IMPORTED_LATER, *(IMPORTED_FOR_PAGES if has_pages else ())] if is_news else []
+            importing = [beside.submit(importlib.import_module, name) for name in later]
             invocation = dbt.cli(arguments, context=context)
             try:
                 for event in invocation.stream():

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST_SHARE = 1e-4  # of a bin, as the PSI of an empty one would be infinite
-# Standard deviations above the mean of what chance alone makes of a distance: one column of a thousand lies beyond.
+# What chance alone makes of a distance: of a thousand columns a few lie beyond its mean and so many deviations, nor do
+# more beyond so many deviations of one bin, which is what counts where there are few.
 NOISE_ERRORS = 3.0
+NOISE_OF_ONE = 3.3
 
 
 class Bins(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,12 +138,10 @@ def compare(
     """
     p, q = shares(current), shares(reference)
     distance = float(np.abs(p - q).sum() / 2)
-    allowed = max(usual.distance, _noise_of(q, current.rows, reference.rows))
+    deviations = np.sqrt(q * (1 - q) * (1 / max(current.rows, 1) + 1 / max(reference.rows, 1)))
+    allowed = max(usual.distance, _noise(q, deviations))
     alone = [(-1, usual.nulls), *([(-2, usual.unseen)] if is_category else [])]
-    beyond = [
-        abs(p[place] - q[place]) - max(most, _noise_of(q[[place]], current.rows, reference.rows))
-        for place, most in alone
-    ]
+    beyond = [abs(p[place] - q[place]) - max(most, NOISE_OF_ONE * float(deviations[place])) for place, most in alone]
     return Comparison(
         distance=distance,
         psi=_psi(p, q),
@@ -157,16 +157,18 @@ def _psi(p: "NDArray[np.float64]", q: "NDArray[np.float64]") -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def _noise_of(q: "NDArray[np.float64]", rows: int, reference_rows: int) -> float:
-    """The distance that so many rows drawn from a reference hardly exceed: its mean by chance, and three deviations.
+def _noise(q: "NDArray[np.float64]", deviations: "NDArray[np.float64]") -> float:
+    """The distance from a reference that rows drawn from it hardly exceed, by the deviations of their bins' shares.
 
-    Each bin's difference is about normal with the variance q (1 - q) (1/n + 1/m); its absolute value has the mean
-    sqrt(2/pi) and the variance 1 - 2/pi, in units of that deviation.
+    Each bin's difference d is about normal, so |d| has the mean sqrt(2/pi) and the variance 1 - 2/pi, in units of its
+    deviation. Those of two bins are correlated by r = -sqrt(p q / ((1 - p) (1 - q))), and their absolute values by r^2
+    at most: it matters where a few bins hold most rows, as of two the one gains what the other loses.
     """
-    variance = q * (1 - q) * (1 / max(rows, 1) + 1 / max(reference_rows, 1))
-    mean = np.sqrt(2 / np.pi) * np.sqrt(variance).sum() / 2
-    deviation = np.sqrt((1 - 2 / np.pi) * variance.sum()) / 2
-    return float(mean + NOISE_ERRORS * deviation)
+    mean = np.sqrt(2 / np.pi) * deviations.sum() / 2
+    tied = deviations * q / np.maximum(1 - q, np.finfo(np.float64).tiny)
+    variance = (deviations**2).sum() + tied.sum() ** 2 - (tied**2).sum()
+    deviation = np.sqrt((1 - 2 / np.pi) * max(variance, 0.0)) / 2
+    return float(max(mean + NOISE_ERRORS * deviation, NOISE_OF_ONE * deviations.max()))
 
 
 def usual_of_whole(dates: Mapping[date, Distribution]) -> Allowance:

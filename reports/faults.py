@@ -86,9 +86,9 @@ def _of_categories(bins: Bins, current: Distribution, was: Distribution, effect:
     named = ", ".join(repr(values[place]) for place in gone[:3]) + (f" and {len(gone) - 3} more" if gone[3:] else "")
     new = ", ".join(map(repr, current.new[:3]))
     if gone and come >= effect / 2 and abs(come - lost) <= max(0.25 * lost, 0.01):
-        return Fault(
-            "renamed", f"{named} is gone, which {lost:.0%} of the rows had, and {new} has come with {come:.0%}"
-        )
+        had, verb = float(sum(q[place] for place in gone)), "are" if gone[1:] else "is"
+        told = f"{named} {verb} gone, which {had:.0%} of the rows had, and {new} has come with {come:.0%}"
+        return Fault("renamed", told)
     if come >= effect:
         return Fault("new values", f"{p[len(values)]:.0%} of the rows have values that training has not seen: {new}")
     top = int(np.argmax(p[:-1])) if len(p) > 1 else 0

@@ -1,5 +1,6 @@
 """A score of kind category, from its declaration to the page: the bank's accounts and the cards that suit them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -39,4 +40,7 @@ def test_a_category_is_trained_scored_served_and_watched_by_class(loans_run: Run
         page = client.get(f"/pages/card_tier?customer_id={customer}").text
         assert f">{band}<" in page or f"{band}</span>" in page
         assert client.get("/models/card_tier/1").status_code == 200
-    assert (run.data / "reports" / "card_tier" / "2024-07-01" / "drift.html").is_file()
+    reports = run.data / "reports" / "card_tier" / "2024-07-01"
+    drift = json.loads((reports / "drift.json").read_bytes())["metrics"]
+    assert drift["column.the band.verdict"] in ("stable", "drifted")
+    assert not (reports / "drift.html").exists(), "its owner wants no page"

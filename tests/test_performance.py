@@ -21,7 +21,7 @@ from reports.performance import performance_page
 from serving.app import create_app
 from serving.pages.performance import Written
 from tests.sample_generations import publish
-from tests.test_drift_report import Page
+from tests.test_evidently_page import Page
 
 FIRST = date(2024, 1, 8)
 

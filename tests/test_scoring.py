@@ -1,6 +1,5 @@
 """Scores are written date by date: what is done stays done, what is killed is done again, and nothing is doubled."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,22 +11,20 @@ from typing import Any
 import dagster as dg
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from litestar.testing import TestClient
 
 from ml import prediction
 from ml.declarations import Feature, Project, Score
 from ml.learning import Explained
-from orchestration import drifting, scoring, warehouse
+from orchestration import scoring, warehouse
 from orchestration.judging import current_champion
 from orchestration.project import Paths
 from orchestration.publishing import publish
-from orchestration.training_sets import training_set_file
 from orchestration.warehouse import Connection
 from serving.app import create_app
 from tests.conftest import REPOSITORY
-from tests.small_data import CLASSES, a_score, a_warehouse, some_rows
+from tests.small_data import CLASSES, a_score, a_warehouse
 
 SCORE = a_score()
 DATES = [date(2024, 5, 6), date(2024, 5, 13), date(2024, 5, 20)]
@@ -224,20 +221,6 @@ def test_a_category_is_published_and_shown_by_class(of_classes: tuple[Connection
     assert f"speaks for {row['band']}, to the left against it" in page
     assert "<span>100 %</span>" not in page, "there is no scale from 0 to 1"
     assert "Customers by band" in overview
-
-
-def test_the_drift_of_a_category_is_that_of_its_likeliest_class(
-    of_classes: tuple[Connection, Score, Paths], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection, score, where = of_classes
-    file = training_set_file(where.training_sets, score, "f" * 64)
-    file.parent.mkdir(parents=True)
-    pa.parquet.write_table(some_rows(), file)
-    monkeypatch.setattr(drifting, "CHARTED", 0)  # charts take most of the time
-    report = drifting.report_drift(connection, score, where)
-    told = json.loads((report["path"].parent / "drift.json").read_bytes())["metrics"]
-    assert told["column.the score.method"] in ("chi-square p_value", "Jensen-Shannon distance")
-    assert told["column.the score.verdict"] in ("drifted", "stable")
 
 
 def test_a_prediction_that_is_no_number_is_not_published() -> None:
