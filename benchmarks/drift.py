@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ml.encoding import Column
     from orchestration.distributions import Counted
     from reports.comparing import Reference
-    from reports.incidents import Incident
+    from reports.incidents import Incident, Lost
 
 CUSTOMERS, TRAINED_WEEKS, WEEKS = 2_500, 26, 13
 FIRST = date(2024, 1, 1)
@@ -166,7 +166,9 @@ class Watch:
             dates.setdefault(one.column, {})[FIRST + timedelta(weeks=one.key)] = one.distribution
         self.reference: Reference = reference_of(self.bins, dates)
 
-    def alerts(self, weeks: Sequence[Table], lost: dict[int, dict[str, str]] | None = None) -> "list[list[Incident]]":
+    def alerts(
+        self, weeks: Sequence[Table], lost: "dict[int, dict[str, Lost]] | None" = None
+    ) -> "list[list[Incident]]":
         """The incidents of each week that are worth an alert."""
         from ml.alerts import Alerts
         from reports.comparing import State, compare_date
@@ -192,14 +194,15 @@ class Watch:
                 for column in compare_date(self.reference, states, day, by_week[number], {}, Alerts())
                 if column.since is not None and column.fault is not None
             ]
-            found.append(alerts_of(drifted, [], dates, self.made_of, (lost or {}).get(number, {}), Alerts()))
+            gone = (lost or {}).get(number, {})
+            found.append(alerts_of(drifted, [], dates, self.made_of, gone, self.importance, Alerts()))
         return found
 
 
-def lost_as_of(connection: Any, broken_from: int) -> dict[int, dict[str, str]]:
+def lost_as_of(connection: Any, broken_from: int) -> "dict[int, dict[str, Lost]]":
     """Of each week which raw tables are lost, by the rows of raw.visits, of which the last came when it broke."""
     from ml.declarations import Project, Source
-    from orchestration.tracing import lost_tables, weeks_before
+    from orchestration.tracing import lost_tables
 
     last = FIRST + timedelta(weeks=TRAINED_WEEKS + broken_from - 1)
     connection.execute("create schema if not exists raw")
@@ -211,12 +214,12 @@ def lost_as_of(connection: Any, broken_from: int) -> dict[int, dict[str, str]]:
         id="", schema="raw", table="visits", description="", uri="visits.csv", cursor="visited_at", file="sources.yml"
     )
     project = Project(name="", today=None, sources=(source,), scores=())
-    found = {}
-    for number in range(WEEKS):
-        day = FIRST + timedelta(weeks=TRAINED_WEEKS + number)
-        broke = FIRST + timedelta(weeks=TRAINED_WEEKS + broken_from)
-        found[number] = lost_tables(connection, project, ["raw.visits.visited_at"], day, weeks_before(min(day, broke)))
-    return found
+    learned, days = (
+        [FIRST + timedelta(weeks=number) for number in range(*ends)]
+        for ends in ((0, TRAINED_WEEKS), (TRAINED_WEEKS, TRAINED_WEEKS + WEEKS))
+    )
+    found = lost_tables(connection, project, ["raw.visits.visited_at"], learned, days)
+    return {number: found[day] for number, day in enumerate(days)}
 
 
 def is_named(incident: "Incident", fault: str, feature: str) -> bool:

@@ -55,7 +55,7 @@ def cleaned(column: Column) -> str:
     return f"case when not isnan({number}) then greatest(least({number}, {LARGEST}), -{LARGEST})::float::double end"
 
 
-def sampled(connection: Connection, rows: str, keys: str, most: int = SAMPLED) -> str:
+def sampled(connection: Connection, rows: str, keys: str, most: int) -> str:
     """SQL of about `most` rows of a query, the same ones each time: those whose `keys` (SQL) have a certain hash.
 
     All of them where there are no more. Nothing is sorted, which of wide rows would take much memory.
@@ -77,7 +77,7 @@ def learn_bins(connection: Connection, rows: str, columns: Sequence[Column], key
         edges = [place / BINS for place in range(1, BINS)]
         asked = ", ".join(f"quantile_disc(c{place}, {edges})" for place in range(len(numbers)))
         found = warehouse.one(
-            connection, f"select {asked} from (select {read} from ({sampled(connection, rows, keys)}))"
+            connection, f"select {asked} from (select {read} from ({sampled(connection, rows, keys, SAMPLED)}))"
         )
         deciles = {one.name: values or () for one, values in zip(numbers, found, strict=True)}
     return [

@@ -17,7 +17,7 @@ from ml.declarations import Score
 from ml.encoding import Column
 from ml.slices import MOST_VALUES
 from orchestration import monitoring, versions, warehouse
-from orchestration.distributions import Counted, Segments, count, learn_bins, sampled
+from orchestration.distributions import SAMPLED, Counted, Segments, count, learn_bins, sampled
 from orchestration.model_files import load_card, load_model
 from orchestration.monitoring import HELD_OUT, SCORED, TRAINED
 from orchestration.project import Paths
@@ -131,7 +131,7 @@ def _count_reference(
         [Column(PREDICTION, "number"), Column(BAND, "category", bands)],
         f"as_of_date, {warehouse.names(score.entity)}, {SEED}",
     )
-    drawn = sampled(connection, rows, f"{keys}, {SEED}")
+    drawn = sampled(connection, rows, f"{keys}, {SEED}", SAMPLED)
     with _said_again(connection, score, version, drawn, where) as training:
         trained += count(connection, training, "as_of_date", of_score)
     with warehouse.transaction(connection):

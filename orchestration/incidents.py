@@ -15,7 +15,7 @@ from orchestration import monitoring, warehouse
 from orchestration.cataloguing import Lineage
 from orchestration.drift_metrics import BAND, PREDICTION, importance_of
 from orchestration.project import Paths, load_manifest
-from orchestration.tracing import lost_tables, origin, weeks_before
+from orchestration.tracing import lost_tables, origin
 from orchestration.warehouse import Connection
 from reports.faults import Fault
 from reports.incidents import Drifted, Incident, alerts_of, told
@@ -72,8 +72,21 @@ def update_incidents(
             manifest = load_manifest(where)
             lineage = Lineage(manifest, where)
             made_of = {column.name: lineage.roots(score.features_id, column.name) for column in card.features}
+            drifted = _drifted(connection, score, version, card, made_of, min(days))
+            lost = lost_tables(
+                connection,
+                project,
+                {root for roots in made_of.values() for root in roots},
+                _learned(connection, score, version),
+                measured,
+                {day: {root for one in some for root in one.roots} for day, some in drifted.items()},
+            )
+            importance = {name: importance_of(card, name) for name in made_of}
             for day in (day for day in measured if day >= min(days)):
-                found = _found(connection, project, score, version, card, made_of, day, measured)
+                said = [one for one in drifted.get(day, []) if one.column in (PREDICTION, BAND)]
+                features = [one for one in drifted.get(day, []) if one not in said]
+                dates = [one for one in measured if one <= day]
+                found = alerts_of(features, said, dates, made_of, lost[day], importance, score.alerts)
                 _keep(connection, project, score, version, day, found, sent)
     return [one for one in open_incidents(connection, score) if one.kind != PROMISE]
 
@@ -112,6 +125,15 @@ def _known(connection: Connection, which: str, values: list[Any]) -> list[Known]
     ]
 
 
+def _learned(connection: Connection, score: Score, version: int) -> list[date]:
+    """The as-of dates that a version learned from."""
+    query = """
+        select distinct as_of_date from monitoring.distributions
+        where score = ? and model_version = ? and part = ? and as_of_date is not null order by 1
+    """
+    return [day for (day,) in connection.execute(query, [score.name, version, monitoring.TRAINED]).fetchall()]
+
+
 def _measured(connection: Connection, score: Score, version: int) -> list[date]:
     query = """
         select distinct as_of_date from monitoring.drift_metrics where score = ? and model_version = ? order by 1
@@ -135,46 +157,36 @@ def _take_back(connection: Connection, score: Score, version: int, first: date) 
     return dict(sent)
 
 
-def _found(
-    connection: Connection,
-    project: Project,
-    score: Score,
-    version: int,
-    card: "Card",
-    made_of: Mapping[str, list[str]],
-    day: date,
-    measured: Sequence[date],
-) -> list[Incident]:
-    """What is worth an alert at a date: what has drifted on so many dates in a row, and weighs enough."""
+def _drifted(
+    connection: Connection, score: Score, version: int, card: "Card", made_of: Mapping[str, list[str]], first: date
+) -> dict[date, list[Drifted]]:
+    """What had drifted at each as-of date from a first one on, the score among it."""
     rows = warehouse.rows(
         connection,
         """
         select
-            column_name, max(effect) as effect, any_value(drifted_since) as began,
+            as_of_date, column_name, max(effect) as effect, any_value(drifted_since) as began,
             any_value(fault) as fault, any_value(told) as told
         from monitoring.drift_metrics
-        where score = ? and model_version = ? and as_of_date = ?
+        where score = ? and model_version = ? and as_of_date >= ?
             and segment_column is null and drifted_since is not null
-        group by 1 order by 1
+        group by 1, 2 order by 1, 2
         """,
-        [score.name, version, day],
+        [score.name, version, first],
     )
-    drifted = [
-        Drifted(
-            column=row["column_name"],
-            effect=row["effect"],
-            importance=importance_of(card, row["column_name"]),
-            began=row["began"],
-            fault=Fault(row["fault"], row["told"]),
-            roots=tuple(made_of.get(row["column_name"], ())),
+    found: dict[date, list[Drifted]] = {}
+    for row in rows:
+        found.setdefault(row["as_of_date"], []).append(
+            Drifted(
+                column=row["column_name"],
+                effect=row["effect"],
+                importance=importance_of(card, row["column_name"]),
+                began=row["began"],
+                fault=Fault(row["fault"], row["told"]),
+                roots=tuple(made_of.get(row["column_name"], ())),
+            )
         )
-        for row in rows
-    ]
-    said = [one for one in drifted if one.column in (PREDICTION, BAND)]
-    features = [one for one in drifted if one not in said]
-    roots = {root for one in features for root in one.roots}
-    lost = lost_tables(connection, project, roots, day, weeks_before(min((one.began for one in features), default=day)))
-    return alerts_of(features, said, [one for one in measured if one <= day], made_of, lost, score.alerts)
+    return found
 
 
 def _keep(

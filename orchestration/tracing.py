@@ -4,8 +4,9 @@ Read only once something has drifted, so that nothing of it is paid for on other
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from datetime import date, timedelta
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from orchestration.distributions import count, learn_bins
 from orchestration.warehouse import Connection
 from reports.distances import Bins, Distribution, compare, merged
 from reports.faults import fault_of
+from reports.incidents import Lost
 
 LEAST_EFFECT = 0.05  # of a batch beside those before it
 LEAST_ROWS = 20
@@ -28,45 +30,72 @@ LATE = 2  # times as long as it ever was since the newest row
 
 
 def lost_tables(
-    connection: Connection, project: Project, roots: Iterable[str], day: date, before: Sequence[date]
-) -> dict[str, str]:
-    """Raw tables, as `raw.orders`, from which nothing comes any more as of a date -> the evidence.
+    connection: Connection,
+    project: Project,
+    roots: Iterable[str],
+    learned: Sequence[date],
+    days: Sequence[date],
+    suspected: Mapping[date, Iterable[str]] | None = None,
+) -> dict[date, dict[str, Lost]]:
+    """Of each of these as-of dates the raw tables, as `raw.orders`, from which nothing comes any more.
 
-    The newest row before the date is older than it ever was on the dates `before`, twice as old at the least, by the
-    table's cursor or else by those of the `roots` (raw columns, as `raw.orders.ordered_at`) that are times; or the last
-    load of the table has failed.
+    The newest row before such a date is older than it ever was on the dates that were `learned` from, twice as old at
+    the least, by the table's cursor. Of a table without one it is told only where columns have drifted that are made
+    from it (`suspected`), by those of their `roots` (raw columns, as `raw.orders.ordered_at`) that are times. On the
+    last of the dates a table is lost too whose last load has failed.
     """
+    found: dict[date, dict[str, Lost]] = {day: {} for day in days}
     by_table: dict[str, set[str]] = {}
     for root in roots:
         table, _, column = root.rpartition(".")
         by_table.setdefault(table, set()).add(column)
+    suspects = {day: {root.rpartition(".")[0] for root in some} for day, some in (suspected or {}).items()}
     sources = {f"{source.schema}.{source.table}": source for source in project.sources}
-    found = {}
     for table in sorted(by_table.keys() & sources.keys()):
         source = sources[table]
         types = warehouse.columns(connection, source.schema, source.table)
-        cursor = [source.cursor] if source.cursor and types.get(source.cursor) in TIMES else []
-        times = cursor or sorted(name for name in by_table[table] if types.get(name) in TIMES and name not in OWN)
-        told = _failed(connection, source) or next(
-            filter(None, (_silent(connection, table, column, day, before) for column in times)), None
-        )
-        if told:
-            found[table] = told
+        has_cursor = source.cursor is not None and types.get(source.cursor) in TIMES
+        others = sorted(name for name in by_table[table] if types.get(name) in TIMES and name not in OWN)
+        if not has_cursor and not any(table in some for some in suspects.values()):
+            others = []
+        for column in [str(source.cursor)] if has_cursor else others:
+            for day, lost in _silent(connection, table, column, learned, days).items():
+                if has_cursor or table in suspects.get(day, ()):
+                    found[day].setdefault(table, lost)
+        fault = _failed(connection, source) if days else None
+        if fault:
+            found[max(days)].setdefault(table, Lost(max(days), fault))
     return found
 
 
-def _silent(connection: Connection, table: str, column: str, day: date, before: Sequence[date]) -> str | None:
-    days = [*before, day]
+def _silent(
+    connection: Connection, table: str, column: str, learned: Sequence[date], days: Sequence[date]
+) -> dict[date, Lost]:
+    """The dates on which a table had been silent for longer than ever."""
     name = warehouse.name(column)
-    asked = ", ".join(f"max({name}) filter ({name} < date '{one}')::date" for one in days)
-    newest = warehouse.one(connection, f"select {asked} from {_named(table)}")
-    ages = [(one - last).days for one, last in zip(days, newest, strict=True) if last is not None]
-    if newest[-1] is None or len(ages) < 2:
-        return None
-    *usual, now = ages
-    if now <= LATE * max(1, *usual):
-        return None
-    return f"its newest {column} is {newest[-1]}, {now} days before; it never was more than {max(usual)}"
+    filled = connection.execute(
+        f"select distinct {name}::date from {_named(table)} where isfinite({name}) order by 1"
+    ).fetchall()
+    with_rows = [day for (day,) in filled]
+
+    def newest(day: date) -> date | None:
+        place = bisect_left(with_rows, day)
+        return with_rows[place - 1] if place else None
+
+    usual = [(day - last).days for day in learned if (last := newest(day)) is not None]
+    if not usual:
+        return {}
+    most, since = max(1, *usual), None
+    found = {}
+    for day in sorted(days):
+        last = newest(day)
+        if last is None or (day - last).days <= LATE * most:
+            since = None
+            continue
+        since = since or day
+        told = f"its newest {column} is {last}, {(day - last).days} days before; it never was more than {most}"
+        found[day] = Lost(since, told)
+    return found
 
 
 def _failed(connection: Connection, source: Source) -> str | None:
@@ -192,8 +221,3 @@ def _kind(type_of: str) -> ColumnType | None:
 def _named(table: str) -> str:
     schema, _, name = table.partition(".")
     return warehouse.name(schema, name)
-
-
-def weeks_before(day: date, count: int = 12) -> list[date]:
-    """As many days, a week apart, before a day."""
-    return [day - timedelta(weeks=place) for place in range(count, 0, -1)]

@@ -10,7 +10,7 @@ import numpy as np
 from reports.distances import Bins, Comparison, Distribution, shares
 
 Kind = Literal["stuck at null", "more nulls", "stuck at a value", "unit change", "renamed", "new values",
-               "part of the customers", "mix", "shift", "calendar"]  # fmt: skip
+               "part of the customers", "mix", "shift", "calendar", "lost source"]  # fmt: skip
 # What the business or the season may do by itself; all others are faults of data until somebody knows better.
 MOVES: tuple[Kind, ...] = ("shift", "mix", "calendar")
 

@@ -31,6 +31,13 @@ class Drifted(msgspec.Struct, frozen=True, kw_only=True):
         return self.effect * self.importance
 
 
+class Lost(msgspec.Struct, frozen=True):
+    """A raw table from which nothing comes any more: since which as-of date, and what shows it."""
+
+    since: date
+    evidence: str
+
+
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
     """Columns that have drifted by one cause, the weightiest first.
 
@@ -42,10 +49,12 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[Drifted, ...]
     cause: str | None = None
     evidence: str = ""
+    weighs: float | None = None
 
     @property
     def impact(self) -> float:
-        return sum(one.impact for one in self.columns)
+        """How much of the score it weighs: its drift, but of a lost source all that is made from it."""
+        return sum(one.impact for one in self.columns) if self.weighs is None else self.weighs
 
     @property
     def began(self) -> date:
@@ -61,31 +70,38 @@ def alerts_of(
     predictions: Sequence[Drifted],
     dates: Sequence[date],
     made_of: Mapping[str, Sequence[str]],
-    lost: Mapping[str, str],
+    lost: Mapping[str, Lost],
+    importance: Mapping[str, float],
     alerts: Alerts,
 ) -> list[Incident]:
     """The incidents of the last of these as-of dates that are worth an alert: what has drifted on so many dates in a
-    row, and weighs enough."""
+    row, and weighs enough. A table that is lost is so for as many, unless what is made from it has drifted for them."""
     if len(dates) < alerts.dates:
         return []
     since = dates[-alerts.dates]
     lasting, said = ([one for one in some if one.began <= since] for some in (drifted, predictions))
-    return [one for one in incidents_of(lasting, made_of, lost, said) if one.impact >= alerts.impact]
+    tables = {_table(root) for one in lasting for root in one.roots}
+    gone = {table: one for table, one in lost.items() if one.since <= since or table in tables}
+    found = incidents_of(lasting, made_of, gone, importance, said)
+    return [one for one in found if one.impact >= alerts.impact]
 
 
 def incidents_of(
     drifted: Sequence[Drifted],
     made_of: Mapping[str, Sequence[str]],
-    lost: Mapping[str, str],
+    lost: Mapping[str, Lost],
+    importance: Mapping[str, float],
     predictions: Sequence[Drifted] = (),
 ) -> list[Incident]:
     """The incidents of a date, breakages first, then the weightiest.
 
     `drifted` are features, `predictions` the score and its bands where they have; `made_of` are the raw columns of
-    every feature, `lost` the raw tables from which nothing comes any more, with the evidence. Columns are put together
+    every feature, `importance` its share of the champion's (0 to 1), `lost` the raw tables from which nothing comes any
+    more. Columns are put together
 
-    1. by a lost table that they are made from,
-    2. the broken ones, with what moved on the same date, by the raw column that made most of them and least else,
+    1. by a lost table that they are made from: all of them, as those that have not drifted yet are stale already,
+    2. the broken ones, with what moved on the same date, by the raw column that made most of them and least else; those
+       of one table that broke alike on one date go together,
     3. and all that merely moved into one incident.
 
     The score goes with the weightiest of these, as its consequence.
@@ -93,10 +109,27 @@ def incidents_of(
     left = list(drifted)
     found: list[Incident] = []
     for table in sorted(lost):
-        of_table = [one for one in left if any(_table(root) == table for root in one.roots)]
+        made = [name for name, roots in made_of.items() if any(_table(root) == table for root in roots)]
+        known = {one.column: one for one in left}
+        stale = Fault("lost source", "has not drifted yet")
+        of_table = [
+            known.get(name)
+            or Drifted(
+                column=name,
+                effect=0.0,
+                importance=importance.get(name, 0.0),
+                began=lost[table].since,
+                fault=stale,
+                roots=tuple(made_of[name]),
+            )
+            for name in made
+        ]
         if of_table:
-            found.append(_incident("lost source", of_table, table, lost[table]))
-            left = [one for one in left if one not in of_table]
+            weighs = sum(one.importance for one in of_table)
+            incident = _incident("lost source", of_table, table, lost[table].evidence)
+            found.append(msgspec.structs.replace(incident, weighs=weighs))
+            left = [one for one in left if one.column not in made]
+    broken_alike: dict[tuple[str, str | None, date], Incident] = {}
     while any(one.fault.is_breakage for one in left):
         broken = [one for one in left if one.fault.is_breakage]
         cause = _common_root(broken, made_of)
@@ -107,8 +140,13 @@ def incidents_of(
             if (cause in one.roots if cause else not one.roots) and (one.fault.is_breakage or one.began in began)
         ] or broken[:1]
         first = max((one for one in group if one.fault.is_breakage), key=lambda one: one.impact)
-        found.append(_incident(first.fault.kind, group, cause))
+        incident = _incident(first.fault.kind, group, cause)
+        key = (incident.kind, cause and _table(cause), incident.began)
+        if key in broken_alike:
+            incident = _incident(incident.kind, [*broken_alike[key].columns, *group], key[1])
+        broken_alike[key] = incident
         left = [one for one in left if one not in group]
+    found += broken_alike.values()
     if left:
         kinds = {one.fault.kind for one in left}
         found.append(_incident(kinds.pop() if len(kinds) == 1 else "shift", left, None))
@@ -120,7 +158,7 @@ def incidents_of(
 
 
 def _incident(kind: str, columns: Sequence[Drifted], cause: str | None, evidence: str = "") -> Incident:
-    ordered = sorted(columns, key=lambda one: (-one.impact, one.column))
+    ordered = sorted(columns, key=lambda one: (-one.impact, -one.importance, one.column))
     return Incident(kind=kind, columns=tuple(ordered), cause=cause, evidence=evidence)
 
 

@@ -240,7 +240,7 @@ def test_a_webhook_gets_a_message_per_incident_and_none_twice(
         "impact": 0.25,
         "columns": ["spend"],
         "url": "https://scores.example.com/reports/leaving",
-        "text": "Leaving: Fault of the data: spend × 100.\nOrigin: began with batch 7.\n"
+        "text": "Leaving: The data seem broken: spend × 100.\nOrigin: began with batch 7.\n"
         "It weighs 25.0% of the score. Read more: https://scores.example.com/reports/leaving",
     }
     assert server.taken[1][1]["text"].startswith("Leaving: Customers have moved: more <red>.\nIt weighs 12.5%")

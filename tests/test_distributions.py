@@ -9,7 +9,7 @@ import pytest
 
 from ml.encoding import Column
 from ml.slices import UNKNOWN
-from orchestration.distributions import OTHER, Counted, Segments, count, learn_bins
+from orchestration.distributions import OTHER, Counted, Segments, count, learn_bins, sampled
 from reports.distances import Bins, Distribution
 from tests.test_distances import of_values
 
@@ -220,9 +220,14 @@ def test_equal_deciles_are_one_bin_and_a_column_of_nulls_has_one(connection: Any
     assert learned(connection) == []
 
 
-def test_deciles_are_of_the_first_rows_by_the_order_where_there_are_very_many(
+def test_deciles_are_of_a_sample_that_is_always_the_same_where_there_are_very_many_rows(
     connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestration.distributions.SAMPLED", 100)
+    monkeypatch.setattr("orchestration.distributions.SAMPLED", 500)
+    query = sampled(connection, "select * from customers", "n", 500)
+    ((drawn,),) = connection.execute(f"select count(*) from ({query})").fetchall()
+    ((total,),) = connection.execute("select count(*) from customers").fetchall()
+    assert 400 < drawn < 600 < total
     (number,) = learned(connection, Column("n", "number"))
-    assert number.edges == tuple(float(place) for place in range(9, 99, 10))
+    assert number.edges == pytest.approx([total * place / 10 for place in range(1, 10)], rel=0.2)
+    assert learned(connection, Column("n", "number")) == [number]

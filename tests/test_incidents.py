@@ -7,7 +7,7 @@ import pytest
 
 from ml.alerts import Alerts
 from reports.faults import Fault, Kind
-from reports.incidents import Drifted, Incident, alerts_of, incidents_of, told
+from reports.incidents import Drifted, Incident, Lost, alerts_of, incidents_of, told
 
 DAY = date(2024, 5, 6)
 MADE_OF = {
@@ -18,6 +18,7 @@ MADE_OF = {
     "town": ["raw.people.town"],
     "rate": ["raw.rates.rate"],
 }
+IMPORTANCE = dict.fromkeys(MADE_OF, 0.1)
 
 
 def drifted(column: str, kind: Kind = "shift", effect: float = 0.2, importance: float = 0.1, weeks: int = 1) -> Drifted:
@@ -33,25 +34,36 @@ def drifted(column: str, kind: Kind = "shift", effect: float = 0.2, importance: 
 
 
 def grouped(
-    *columns: Drifted, lost: dict[str, str] | None = None, said: Any = ()
+    *columns: Drifted, lost: dict[str, Lost] | None = None, said: Any = ()
 ) -> list[tuple[str, str | None, list[str]]]:
-    found = incidents_of(columns, MADE_OF, lost or {}, said)
+    found = incidents_of(columns, MADE_OF, lost or {}, IMPORTANCE, said)
     return [(one.kind, one.cause, [column.column for column in one.columns]) for one in found]
 
 
 def test_without_drift_there_is_no_incident() -> None:
-    assert incidents_of([], MADE_OF, {"raw.visits": "silent"}) == []
+    assert incidents_of([], MADE_OF, {}, IMPORTANCE) == []
 
 
 def test_columns_of_a_lost_table_are_one_incident_with_the_evidence() -> None:
     columns = [drifted("spend", "more nulls"), drifted("baskets"), drifted("age", "more nulls", weeks=2)]
-    found = incidents_of(columns, MADE_OF, {"raw.visits": "its newest at is old", "raw.rates": "its load failed"})
+    found = incidents_of(columns, MADE_OF, {"raw.visits": Lost(DAY, "its newest at is old")}, IMPORTANCE)
     assert [(one.kind, one.cause, one.evidence) for one in found] == [
         ("lost source", "raw.visits", "its newest at is old"),
         ("more nulls", "raw.people.born_on", ""),
     ]
-    assert [one.column for one in found[0].columns] == ["baskets", "spend"]
-    assert found[0].is_breakage
+    assert [one.column for one in found[0].columns] == ["baskets", "spend", "average"], "all that is made from it"
+    assert found[0].columns[-1].fault.told == "has not drifted yet"
+    assert found[0].is_breakage and found[0].impact == pytest.approx(0.3), "of stale features all of the importance"
+
+
+def test_columns_of_one_table_that_broke_alike_on_one_date_are_one_incident() -> None:
+    columns = [drifted("age", "stuck at null"), drifted("town", "stuck at null"), drifted("rate", "stuck at null")]
+    assert grouped(*columns) == [
+        ("stuck at null", "raw.people", ["age", "town"]),
+        ("stuck at null", "raw.rates.rate", ["rate"]),
+    ]
+    apart = [drifted("age", "stuck at null"), drifted("town", "stuck at null", weeks=3)]
+    assert [cause for _, cause, _ in grouped(*apart)] == ["raw.people.born_on", "raw.people.town"]
 
 
 def test_broken_columns_are_put_together_by_the_raw_column_that_made_most_of_them_and_least_else() -> None:
@@ -104,7 +116,7 @@ def test_a_raw_column_that_made_much_else_is_no_cause() -> None:
         fault=Fault("more nulls", ""),
         roots=("raw.visits.at",),
     )
-    (found,) = incidents_of([column], made_of, {})
+    (found,) = incidents_of([column], made_of, {}, {})
     assert (found.kind, found.cause) == ("more nulls", None)
 
 
@@ -122,7 +134,7 @@ def test_the_score_goes_with_the_weightiest_incident_as_its_consequence() -> Non
 
 def alerts(*columns: Drifted, dates: int = 5, said: Any = (), **declared: Any) -> list[Incident]:
     measured = [DAY - timedelta(weeks=place) for place in range(dates)][::-1]
-    return alerts_of(columns, said, measured, MADE_OF, {}, Alerts(**declared))
+    return alerts_of(columns, said, measured, MADE_OF, {}, IMPORTANCE, Alerts(**declared))
 
 
 def test_an_alert_takes_so_many_dates_in_a_row() -> None:
@@ -135,8 +147,15 @@ def test_an_alert_takes_so_many_dates_in_a_row() -> None:
 
 def test_one_date_is_enough_where_the_owner_says_so() -> None:
     measured = [DAY]
-    assert len(alerts_of([drifted("age", weeks=0)], [], measured, MADE_OF, {}, Alerts(dates=1))) == 1
-    assert alerts_of([drifted("age", weeks=0)], [], measured, MADE_OF, {}, Alerts(dates=3)) == []
+    assert len(alerts_of([drifted("age", weeks=0)], [], measured, MADE_OF, {}, IMPORTANCE, Alerts(dates=1))) == 1
+    assert alerts_of([drifted("age", weeks=0)], [], measured, MADE_OF, {}, IMPORTANCE, Alerts(dates=3)) == []
+
+
+def test_a_lost_source_is_worth_an_alert_before_its_features_drift_on_the_second_date() -> None:
+    days = [DAY - timedelta(weeks=1), DAY]
+    for since, count in ((days[0], 1), (days[1], 0)):
+        lost = {"raw.rates": Lost(since, "silent")}
+        assert len(alerts_of([], [], days, MADE_OF, lost, IMPORTANCE, Alerts())) == count
 
 
 def test_an_alert_takes_columns_that_weigh_enough_together() -> None:
@@ -157,7 +176,7 @@ def test_the_score_alone_is_worth_an_alert() -> None:
 
 def test_an_incident_is_a_sentence_of_what_since_when_by_which_columns_and_from_where() -> None:
     columns = [drifted("average", "unit change", importance=0.3), drifted("spend")]
-    (found,) = incidents_of(columns, MADE_OF, {})
+    (found,) = incidents_of(columns, MADE_OF, {}, IMPORTANCE)
     assert told(found) == (
         "unit change, since 2024-04-29: average (30.0% of the importance, 20% beyond the usual: average is odd);"
         " spend (10.0% of the importance, 20% beyond the usual: spend is odd); made from raw.visits.spend"
@@ -166,7 +185,9 @@ def test_an_incident_is_a_sentence_of_what_since_when_by_which_columns_and_from_
 
 
 def test_a_lost_source_is_told_with_its_evidence() -> None:
-    (found,) = incidents_of([drifted("rate")], MADE_OF, {"raw.rates": "its last load failed: no file"})
+    (found,) = incidents_of(
+        [drifted("rate")], MADE_OF, {"raw.rates": Lost(DAY, "its last load failed: no file")}, IMPORTANCE
+    )
     assert told(found).startswith(
         "nothing comes from raw.rates any more (its last load failed: no file), since 2024-04-29: rate ("
     )
@@ -182,12 +203,12 @@ def test_a_lost_source_is_told_with_its_evidence() -> None:
     ],
 )
 def test_moves_are_told_in_plain_words(kind: Kind, words: str) -> None:
-    (found,) = incidents_of([drifted("age", kind)], MADE_OF, {})
+    (found,) = incidents_of([drifted("age", kind)], MADE_OF, {}, IMPORTANCE)
     assert told(found).startswith(f"{words}, since 2024-04-29: age (")
 
 
 def test_a_score_that_moved_alone_has_no_importance_to_tell() -> None:
-    (found,) = incidents_of([], MADE_OF, {}, [drifted("the score", importance=1.0)])
+    (found,) = incidents_of([], MADE_OF, {}, IMPORTANCE, [drifted("the score", importance=1.0)])
     assert told(found) == (
         "the scores have moved, though no feature has, since 2024-04-29:"
         " the score (20% beyond the usual: the score is odd)"

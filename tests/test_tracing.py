@@ -9,7 +9,7 @@ import pytest
 
 from ml.declarations import Project, Source
 from orchestration.figures import create_tables
-from orchestration.tracing import lost_tables, origin, weeks_before
+from orchestration.tracing import lost_tables, origin
 
 DAY = date(2024, 5, 6)
 ROOTS = ["raw.visits.seen_at", "raw.visits.spend", "raw.people.born_on"]
@@ -47,8 +47,14 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
         yield opened
 
 
-def lost(connection: duckdb.DuckDBPyConnection, project: Project | None = None, day: date = DAY) -> dict[str, str]:
-    return lost_tables(connection, project or a_project(), ROOTS, day, weeks_before(DAY - timedelta(weeks=1)))
+LEARNED = [DAY - timedelta(weeks=weeks) for weeks in range(13, 1, -1)]
+
+
+def lost(
+    connection: duckdb.DuckDBPyConnection, project: Project | None = None, day: date = DAY, roots: Any = ROOTS
+) -> dict[str, str]:
+    found = lost_tables(connection, project or a_project(), roots, LEARNED, [day], {day: roots})
+    return {table: one.evidence for table, one in found[day].items()}
 
 
 def fell_silent(connection: duckdb.DuckDBPyConnection, days: int) -> None:
@@ -69,6 +75,18 @@ def test_a_table_whose_newest_row_is_older_than_it_ever_was_is_lost(connection: 
     }
 
 
+def test_a_lost_table_is_lost_since_the_first_date_that_shows_it_until_rows_come_again(
+    connection: duckdb.DuckDBPyConnection,
+) -> None:
+    fell_silent(connection, 16)
+    days = [DAY - timedelta(weeks=weeks) for weeks in (3, 2, 1, 0)]
+    found = lost_tables(connection, a_project(), ROOTS, LEARNED, days)
+    assert [list(found[day]) for day in days] == [[], [], ["raw.visits"], ["raw.visits"]]
+    assert found[DAY]["raw.visits"].since == days[2]
+    connection.execute(f"insert into raw.visits (seen_at) values (timestamptz '{DAY} 00:00+00' - interval 1 day)")
+    assert lost_tables(connection, a_project(), ROOTS, LEARNED, days)[DAY] == {}
+
+
 def test_a_day_without_rows_loses_no_table(connection: duckdb.DuckDBPyConnection) -> None:
     fell_silent(connection, 1)
     assert lost(connection) == {}
@@ -82,15 +100,16 @@ def test_a_table_that_comes_by_the_fortnight_is_not_lost_in_between(connection: 
 def test_without_a_cursor_the_times_that_features_are_made_from_tell(connection: duckdb.DuckDBPyConnection) -> None:
     fell_silent(connection, 9)
     assert list(lost(connection, a_project(cursor=None))) == ["raw.visits"]
-    assert lost_tables(connection, a_project(cursor=None), ["raw.visits.spend"], DAY, weeks_before(DAY)) == {}
+    assert lost(connection, a_project(cursor=None), roots=["raw.visits.spend"]) == {}
+    unsuspected = lost_tables(connection, a_project(cursor=None), ROOTS, LEARNED, [DAY])
+    assert unsuspected == {DAY: {}}, "a calendar may have gaps: it is told where features have drifted alone"
 
 
 def test_a_table_that_no_feature_is_made_from_or_that_is_gone_or_empty_is_not_lost(
     connection: duckdb.DuckDBPyConnection,
 ) -> None:
     fell_silent(connection, 9)
-    project, days = a_project(), weeks_before(DAY - timedelta(weeks=1))
-    assert lost_tables(connection, project, ["raw.people.born_on", "seeds.rates.rate"], DAY, days) == {}
+    assert lost(connection, roots=["seeds.rates.rate"]) == {}
     connection.execute("delete from raw.visits")
     assert lost(connection) == {}
     connection.execute("drop table raw.visits")
