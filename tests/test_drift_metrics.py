@@ -261,6 +261,15 @@ def test_other_segments_count_the_reference_again(connection: Connection, where:
         assert [name for (name,) in found] == names
 
 
+def test_a_segment_that_came_after_the_version_is_left_out_until_another_has_learned(
+    connection: Connection, where: Paths
+) -> None:
+    connection.execute("alter table features.customer_features add column town varchar default 'Bern'")
+    later = a_score(alerts=Alerts(segments=("town", "member")))
+    assert measured(connection, where, later) == STEADY
+    assert metrics(connection, "distinct segment_column", "segment_column is not null") == [("member",)]
+
+
 def test_a_segment_of_very_many_values_is_refused(connection: Connection, where: Paths) -> None:
     with pytest.raises(ScoringError, match="alerts: segments names 'joined_on', which has more than 20 values"):
         measured(connection, where, a_score(alerts=Alerts(segments=("joined_on",))))

@@ -1,6 +1,5 @@
 """Scores are written date by date: what is done stays done, what is killed is done again, and nothing is doubled."""
 
-import json
 import signal
 import subprocess
 import sys
