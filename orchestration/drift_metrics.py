@@ -96,7 +96,8 @@ def _reference(
         else:
             of_segments[one.column, one.segment_column, one.segment] = one.distribution
             values[one.segment_column].add(one.segment)
-    segments = [Segments(name, tuple(sorted(values[name]))) for name in kept]
+    # None of a column that the version's rows lack, as it came later.
+    segments = [Segments(name, tuple(sorted(values[name]))) for name in kept if values[name]]
     return reference_of(bins, dates, of_segments, held_out), segments, is_new
 
 
@@ -119,7 +120,8 @@ def _count_reference(
     version = champion["version"]
     rows = trained_rows(connection, score, champion, where)
     as_of, keys = warehouse.name(score.as_of), warehouse.names([*score.entity, score.as_of])
-    segments = [_values(connection, score, name, rows) for name in segment_columns]
+    there = connection.sql(rows).columns
+    segments = [_values(connection, score, name, rows) for name in segment_columns if name in there]
     bins = learn_bins(connection, rows, card.encoder.columns, f"{keys}, {SEED}")
     trained = count(connection, rows, f"{as_of}::date", bins, segments, each=False)
     held_out = [day for day in scored if champion["holdout_from"] <= day <= champion["holdout_to"]] or scored[:1]

@@ -77,7 +77,9 @@ def write_figures(
         connection,
         """
         select
-            column_name, max_by(distance, effect) as distance, max_by(psi, effect) as psi, max(effect) as effect,
+            -- of both references the one that it is further from; else of training, the last by its name
+            column_name, max_by(distance, (effect, reference)) as distance, max_by(psi, (effect, reference)) as psi,
+            max(effect) as effect,
             bool_or(is_drifted) as is_drifted, any_value(drifted_since) as since, any_value(fault) as fault,
             any_value(told) as told, max(rows) as rows
         from monitoring.drift_metrics

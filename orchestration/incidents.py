@@ -206,8 +206,8 @@ def _keep(
     )
     went_on = set()
     for incident in found:
-        names = {one.column for one in incident.columns}
-        same = [one for one in lasting if names & set(one.columns) and one.incident not in went_on]
+        names = _of_cause([one.column for one in incident.columns])
+        same = [one for one in lasting if names & _of_cause(one.columns) and one.incident not in went_on]
         row = {
             "kind": incident.kind,
             "cause": incident.cause,
@@ -249,3 +249,8 @@ def _keep(
         "update monitoring.incidents set closed_on = ? where score = ? and incident in (select unnest(?::varchar[]))",
         [day, score.name, ended],
     )
+
+
+def _of_cause(columns: Sequence[str]) -> set[str]:
+    """The columns that tell an incident from another: the score goes with whichever is the weightiest at a date."""
+    return set(columns) - {PREDICTION, BAND} or set(columns)

@@ -71,7 +71,7 @@ def lost_tables(
 def _silent(
     connection: Connection, table: str, column: str, learned: Sequence[date], days: Sequence[date]
 ) -> dict[date, Lost]:
-    """The dates on which a table had been silent for longer than ever."""
+    """The dates on which a table had been silent for longer than ever on those that were learned from, or since."""
     name = warehouse.name(column)
     filled = connection.execute(
         f"select distinct {name}::date from {_named(table)} where isfinite({name}) order by 1"
@@ -82,19 +82,18 @@ def _silent(
         place = bisect_left(with_rows, day)
         return with_rows[place - 1] if place else None
 
+    found, since = {}, None
     usual = [(day - last).days for day in learned if (last := newest(day)) is not None]
-    if not usual:
-        return {}
-    most, since = max(1, *usual), None
-    found = {}
     for day in sorted(days):
         last = newest(day)
-        if last is None or (day - last).days <= LATE * most:
-            since = None
+        if last is None:
+            continue
+        age, most = (day - last).days, max(usual, default=0)
+        if not usual or age <= LATE * max(1, most):
+            usual, since = [*usual, age], None
             continue
         since = since or day
-        told = f"its newest {column} is {last}, {(day - last).days} days before; it never was more than {most}"
-        found[day] = Lost(since, told)
+        found[day] = Lost(since, f"its newest {column} is {last}, {age} days before; it never was more than {most}")
     return found
 
 

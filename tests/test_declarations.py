@@ -131,7 +131,7 @@ def load_of(found: Manifest) -> dict[str, Any]:
 
 KEYS = (
     "keys: features, label, kind, gate, bands, fresh_for, when_stale, exclude, params, search, train_on, monotone,"
-    " shadow, reasons, retrain, contact"
+    " shadow, reasons, retrain, alerts, contact"
 )
 EXPOSURE = "dbt_project/models/scores.yml: exposure 'leaving'"
 SOURCE = "dbt_project/models/sources.yml: source 'raw.visits': load"

@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import msgspec
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +14,9 @@ import pytest
 from ml import registry
 from ml.alerts import Alerts
 from ml.declarations import Project, Score, Source
-from orchestration import incidents, versions
+from orchestration import drifting, incidents, versions
 from orchestration.drift_metrics import BAND, PREDICTION, measure_drift
-from orchestration.drifting import report_drift
+from orchestration.drifting import drift_asset, report_drift
 from orchestration.incidents import Known, all_incidents, mark_sent, open_incidents, update_incidents
 from orchestration.judging import current_champion
 from orchestration.model_files import load_card
@@ -261,6 +262,15 @@ def test_other_segments_count_the_reference_again(connection: Connection, where:
         assert [name for (name,) in found] == names
 
 
+def test_a_segment_that_came_after_the_version_is_left_out_until_another_has_learned(
+    connection: Connection, where: Paths
+) -> None:
+    connection.execute("alter table features.customer_features add column town varchar default 'Bern'")
+    later = a_score(alerts=Alerts(segments=("town", "member")))
+    assert measured(connection, where, later) == STEADY
+    assert metrics(connection, "distinct segment_column", "segment_column is not null") == [("member",)]
+
+
 def test_a_segment_of_very_many_values_is_refused(connection: Connection, where: Paths) -> None:
     with pytest.raises(ScoringError, match="alerts: segments names 'joined_on', which has more than 20 values"):
         measured(connection, where, a_score(alerts=Alerts(segments=("joined_on",))))
@@ -398,6 +408,20 @@ def test_incidents_of_a_version_that_scores_no_more_are_closed(connection: Conne
     assert [one.closed_on is None for one in all_incidents(connection, SCORE, week(0))] == [False, True]
 
 
+def test_a_second_cause_is_an_incident_of_its_own_though_the_score_goes_with_it_now(
+    connection: Connection, where: Paths
+) -> None:
+    for day in STEADY[1:]:
+        change(connection, where, day, "days_away = days_away + 30")
+    for day in STEADY[2:]:
+        change(connection, where, day, "spend = spend * 100")
+    moved, broken = sorted(told(connection, where), key=lambda one: one.alerted_on)
+    assert (moved.kind, moved.alerted_on) == ("shift", STEADY[2])
+    assert "days_away" in moved.columns and PREDICTION not in moved.columns
+    assert (broken.kind, broken.alerted_on) == ("unit change", STEADY[3])
+    assert "spend" in broken.columns and PREDICTION in broken.columns
+
+
 def test_a_run_without_news_says_what_is_open(connection: Connection, where: Paths) -> None:
     broken_at(connection, where, NEXT, LAST)
     opened = told(connection, where)
@@ -473,6 +497,34 @@ def test_a_score_that_has_scored_nobody_has_no_report(connection: Connection, wh
     promote_another(connection, where)
     with pytest.raises(ScoringError, match="version 4 has scored nobody yet; materialize predictions/leaving first"):
         report(connection, where)
+
+
+def materialized(where: Paths) -> tuple[Any, dict[str, Any]]:
+    """The check of the asset of a score's drift, and what it says of itself."""
+    done = dg.materialize([drift_asset(SCORE, PROJECT, where)])
+    (check,) = done.get_asset_check_evaluations()
+    metadata = done.asset_materializations_for_node("reports__leaving_drift")[0].metadata
+    return check, {name: entry.value for name, entry in metadata.items()}
+
+
+def test_the_asset_fails_its_check_for_a_fault_of_the_data_and_says_what_was_not_sent(
+    where: Paths, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(drifting, "tell_features", lambda *_: None)
+    monkeypatch.setenv("SCOREHOUSE_ALERT_WEBHOOK", "no address")
+    check, told = materialized(where)
+    assert (check.check_name, check.passed) == ("nothing_drifted", True)
+    assert told["verdict"] == "in order: nothing has drifted that weighs enough, long enough"
+    with open_warehouse(where.warehouse) as connection:
+        broken_at(connection, where, NEXT, LAST)
+    check, told = materialized(where)
+    assert (check.passed, check.severity.value) == (False, "ERROR")
+    assert check.description == told["verdict"] and "unit change, since 2024-05-06: spend (" in told["verdict"]
+    assert (told["as-of date"], told["as-of dates measured now"]) == (str(LAST), f"{NEXT}, {LAST}")
+    assert told["report"] == "http://127.0.0.1:8000/reports/leaving" and "page" not in told
+    assert "was not sent: SCOREHOUSE_ALERT_WEBHOOK is no address" in capfd.readouterr().err
+    check, told = materialized(where)
+    assert (check.passed, told["changed"]) == (False, False), "it lasts"
 
 
 # --- Its page
