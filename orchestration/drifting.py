@@ -21,6 +21,7 @@ from orchestration.model_files import load_card
 from orchestration.project import Paths, read_json, replaced
 from orchestration.training_sets import ScoringError, clock
 from orchestration.warehouse import Connection
+from reports.faults import Fault
 
 if TYPE_CHECKING:
     from ml.registry import Card
@@ -108,7 +109,11 @@ def write_figures(
         metrics |= {f"column.{name}.{key}": row[key] for key in ("distance", "psi", "effect")}
         metrics[f"column.{name}.verdict"] = "drifted" if row["is_drifted"] else "stable"
         if row["is_drifted"]:
-            metrics |= {f"column.{name}.since": str(row["since"]), f"column.{name}.fault": row["told"]}
+            metrics |= {
+                f"column.{name}.since": str(row["since"]),
+                f"column.{name}.fault": row["told"],
+                f"column.{name}.is_broken": Fault(row["fault"], row["told"]).is_breakage,
+            }
     file = where.reports / score.name / str(day) / FIGURES
     before = read_json(file)
     known = {"model_version": champion["version"], "metrics": metrics}

@@ -126,11 +126,18 @@ def _broken_now(
 
 
 def _drifted(score: Score, version: int, line: float, where: Paths) -> str | None:
-    """That features which carry this share of a version's importance have drifted, by its newest report."""
+    """That features which carry this share of a version's importance have drifted, by its newest report.
+
+    Those that seem broken do not count: what is learned from broken data is no better.
+    """
     reports = sorted((where.reports / score.name).glob("????-??-??/drift.json"), reverse=True)
     figures = next((one for one in map(read_json, reports) if one.get("model_version") == version), None)
     card = card_of(where, score, version) if figures else None
-    drift = drifted_share(figures["metrics"], card.importance) if figures and card else None
+    if not figures or card is None:
+        return None
+    metrics = figures["metrics"]
+    broken = [name for name in card.importance if metrics.get(f"column.{name}.is_broken")]
+    drift = drifted_share(metrics | {f"column.{name}.verdict": "stable" for name in broken}, card.importance)
     if drift is None or drift[0] < line:
         return None
     share, names = drift

@@ -1,6 +1,7 @@
 """A candidate is trained when its score says so, and never within the cool-down or beyond the budget."""
 
 import json
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,13 +59,14 @@ def decided(
     return decide(connection, score, current, today=today, where=where, **asked)
 
 
-def drift_report(where: Paths, *drifted: str, version: int = 1) -> None:
+def drift_report(where: Paths, *drifted: str, version: int = 1, broken: Sequence[str] = ()) -> None:
     folder = where.reports / "leaving" / "2024-05-06"
     folder.mkdir(parents=True)
     verdicts = {
         f"column.{name}.verdict": "drifted" if name in drifted else "stable" for name in a_model().card.importance
     }
-    (folder / "drift.json").write_text(json.dumps({"model_version": version, "metrics": verdicts}))
+    faults = {f"column.{name}.is_broken": name in broken for name in drifted}
+    (folder / "drift.json").write_text(json.dumps({"model_version": version, "metrics": verdicts | faults}))
 
 
 def test_without_a_declaration_any_new_label_starts_a_training(connection: Any, where: Paths) -> None:
@@ -105,6 +107,11 @@ def test_drift_counts_by_what_the_features_mean_to_the_champion(connection: Any,
         f"drift: {share:.0f}% of the importance of version 1 has drifted (days_away, seen_at)"
     )
     assert decided(connection, where, Retrain(drift=1.0), today).trigger is None
+
+
+def test_columns_that_seem_broken_start_no_training(connection: Any, where: Paths) -> None:
+    drift_report(where, "days_away", "seen_at", broken=["days_away"])
+    assert decided(connection, where, Retrain(drift=0.5), date(2024, 5, 9)).trigger is None
 
 
 def test_drift_of_another_version_starts_nothing(connection: Any, where: Paths) -> None:
