@@ -20,7 +20,7 @@ ALERTS_EXAMPLES = {
     "impact": "0.003",
     "rows": "200",
     "dates": "2",
-    "segments": "[age_band]",
+    "segments": "[country]",
     "report": "false",
 }
 MOST_SEGMENTS = 3

@@ -20,6 +20,7 @@ from orchestration.warehouse import Connection
 
 WEBHOOK, EMAIL = "SCOREHOUSE_ALERT_WEBHOOK", "SCOREHOUSE_ALERT_EMAIL"
 PAGES = "SCOREHOUSE_PAGES_URL"  # where people reach the pages
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SECONDS = 10  # that a server has to answer
 EXAMPLE = "smtp://user:password@mail.example.com:587?from=scores@example.com&to=team@example.com"
 
@@ -130,7 +131,7 @@ def _post(url: str, told: dict[str, Any]) -> None:
 
 def _mail(address: str, told: dict[str, Any], owner: str) -> None:
     parts = _parts(address)
-    asked = {name: values[-1] for name, values in parse_qs(parts.query if parts else "").items()}
+    asked = {name: values[-1] for name, values in parse_qs(parts.query.replace("+", "%2B") if parts else "").items()}
     to = asked.get("to") or owner
     refused = Unsent(f"{EMAIL} is no mail server with a sender and somebody to write to (write {EXAMPLE})")
     if parts is None or parts.scheme not in ("smtp", "smtps") or not parts.hostname or not asked.get("from") or not to:
@@ -152,6 +153,8 @@ def _mail(address: str, told: dict[str, Any], owner: str) -> None:
         with server:
             if parts.scheme == "smtp" and server.has_extn("starttls"):
                 server.starttls(context=context)
+            elif parts.scheme == "smtp" and parts.username and parts.hostname not in LOOPBACK:
+                raise Unsent(f"the mail server {parts.hostname} takes no TLS, and the password would go in the clear")
             if parts.username:
                 server.login(unquote(parts.username), unquote(parts.password or ""))
             server.send_message(mail)

@@ -14,9 +14,10 @@ def keep_snapshot(folder: Path, score: Score, snapshot: Any) -> dict[str, str]:
 
     folder.mkdir(parents=True, exist_ok=True)
     workspace = Workspace.create(str(folder))
-    project = next((one for one in workspace.list_projects() if one.name == score.title), None)
+    name = f"{score.title} ({score.name})"
+    project = next((one for one in workspace.list_projects() if one.name == name), None)
     if project is None:
-        project = workspace.create_project(score.title, score.description)
+        project = workspace.create_project(name, score.description)
     return {"project": str(project.id), "run": str(workspace.add_run(project.id, snapshot).id)}
 
 

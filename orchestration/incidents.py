@@ -152,8 +152,12 @@ def _take_back(connection: Connection, score: Score, version: int, first: date) 
     ).fetchall()
     which = f"where score = $score and model_version = $version and kind <> '{PROMISE}'"
     values = {"score": score.name, "version": version, "first": first}
-    connection.execute(f"delete from monitoring.incidents {which} and alerted_on >= $first", values)
     connection.execute(f"update monitoring.incidents set closed_on = null {which} and closed_on >= $first", values)
+    # Who was told of one finds it again: as closed, unless it is found once more.
+    connection.execute(f"delete from monitoring.incidents {which} and alerted_on >= $first and sent_at is null", values)
+    connection.execute(
+        f"update monitoring.incidents set closed_on = alerted_on {which} and alerted_on >= $first", values
+    )
     return dict(sent)
 
 
@@ -243,6 +247,9 @@ def _keep(
             "opened_at": datetime.now(UTC),
             "sent_at": sent.get(number),
         }
+        connection.execute(  # one that was taken back
+            "delete from monitoring.incidents where score = ? and incident = ?", [score.name, number]
+        )
         connection.execute("insert into monitoring.incidents by name select unnest(?)", [row | opened])
     ended = [one.incident for one in lasting if one.incident not in went_on]
     connection.execute(

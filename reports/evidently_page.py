@@ -61,7 +61,7 @@ def evidently_page(
     """Evidently's drift of these rows, which are a sample already, as of a day, and its summary of the first columns.
 
     `columns` says how each is shown, in this order; booleans go as categories, dates as either. A null category is a
-    category of its own, a null number is left out; a column without any value on one side is not shown. Of many
+    category of its own, a null number is left out; a number without any value on one side is not shown. Of many
     categories the 50 most frequent are told apart. `head` are the lines above the charts, as text by name. Raises
     `ValueError` naming what is missing if a side has no rows or lacks a column.
     """

@@ -10,20 +10,20 @@ import numpy as np
 from reports.distances import Bins, Comparison, Distribution, shares
 
 Kind = Literal["stuck at null", "more nulls", "stuck at a value", "unit change", "renamed", "new values",
-               "part of the customers", "mix", "shift", "calendar", "lost source"]  # fmt: skip
+               "jump", "part of the customers", "mix", "shift", "calendar", "lost source"]  # fmt: skip
 # What the business or the season may do by itself; all others are faults of data until somebody knows better.
 MOVES: tuple[Kind, ...] = ("shift", "mix", "calendar")
 
 STUCK = 0.98  # of the rows
-LEAST_FACTOR = 3.0  # of a unit change, either way, unless it is a known one: amounts may grow by half
-NEAR_STANDARD = 0.03  # how far a factor may lie from a known one, as a share
+LEAST_FACTOR = 3.0  # of a unit change, either way: what a business does by itself is less, miles to kilometres are too
+NEAR_STANDARD = 0.05  # how far a factor may lie from a known one, as a share
+JUMP = 2.0  # standard deviations that a mean moves by from one date to the next, at the least
 SAME_SPREAD = 0.1  # how far the spreads of the logarithms may lie apart
 GONE = 0.1  # what is left of a category that is gone, as a share of what it was
 LEAST_OF_A_CATEGORY = 0.01
 STANDARD = {  # what is known to be converted into each other
     100: "dollars to cents", 1000: "a thousandth of the unit", 60: "minutes to seconds", 24: "days to hours",
-    7: "weeks to days", 12: "years to months", 1.609344: "miles to kilometres", 2.204623: "kilograms to pounds",
-    2.54: "inches to centimetres",
+    7: "weeks to days", 12: "years to months",
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def fault_of(
     """
     was = before or reference
     found = _of_nulls(current, was, effect) or (
-        _of_categories(bins, current, was, effect) if bins.is_category else _of_numbers(current, was, reference)
+        _of_categories(bins, current, was, effect) if bins.is_category else _of_numbers(current, before, reference)
     )
     if found is not None:
         return found
@@ -98,13 +98,19 @@ def _of_categories(bins: Bins, current: Distribution, was: Distribution, effect:
     return None
 
 
-def _of_numbers(current: Distribution, was: Distribution, reference: Distribution) -> Fault | None:
+def _of_numbers(current: Distribution, before: Distribution | None, reference: Distribution) -> Fault | None:
+    was = before or reference
     if current.low is not None and current.low == current.high and was.low != was.high:
         return Fault("stuck at a value", f"all rows are {_number(current.low)}")
     for other in (was, reference):
         factor = _factor(current, other)
         if factor is not None:
             return Fault("unit change", f"all values are {_times(factor)} what they were{_known(factor)}")
+    if before is not None and before.sd and current.mean is not None and before.mean is not None:
+        sigmas = (current.mean - before.mean) / before.sd
+        if abs(sigmas) > JUMP:
+            went = f"the mean went from {_number(before.mean)} to {_number(current.mean)} at once ({sigmas:+.2f} σ)"
+            return Fault("jump", went)
     return None
 
 
@@ -116,7 +122,7 @@ def _factor(current: Distribution, was: Distribution) -> float | None:
     filled, was_filled = (one.nonzero / max(one.rows - one.nulls, 1) for one in (current, was))
     if abs(current.log_sd - was.log_sd) > SAME_SPREAD * max(was.log_sd, 0.5) or abs(filled - was_filled) > SAME_SPREAD:
         return None
-    return factor if abs(math.log(factor)) >= math.log(LEAST_FACTOR) or _known(factor) else None
+    return factor if abs(math.log(factor)) >= math.log(LEAST_FACTOR) else None
 
 
 def _times(factor: float) -> str:

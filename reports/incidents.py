@@ -100,61 +100,90 @@ def incidents_of(
     more. Columns are put together
 
     1. by a lost table that they are made from: all of them, as those that have not drifted yet are stale already,
-    2. the broken ones, with what moved on the same date, by the raw column that made most of them and least else; those
-       of one table that broke alike on one date go together,
+    2. the broken ones, by the raw column that made most of them and least else; those of one table that broke alike on
+       one date go together, and with them what merely moved on that date and is made from that table,
     3. and all that merely moved into one incident.
 
     The score goes with the weightiest of these, as its consequence.
     """
-    left = list(drifted)
-    found: list[Incident] = []
-    for table in sorted(lost):
-        made = [name for name, roots in made_of.items() if any(_table(root) == table for root in roots)]
-        known = {one.column: one for one in left}
-        stale = Fault("lost source", "has not drifted yet")
-        of_table = [
-            known.get(name)
-            or Drifted(
-                column=name,
-                effect=0.0,
-                importance=importance.get(name, 0.0),
-                began=lost[table].since,
-                fault=stale,
-                roots=tuple(made_of[name]),
-            )
-            for name in made
-        ]
-        if of_table:
-            weighs = sum(one.importance for one in of_table)
-            incident = _incident("lost source", of_table, table, lost[table].evidence)
-            found.append(msgspec.structs.replace(incident, weighs=weighs))
-            left = [one for one in left if one.column not in made]
-    broken_alike: dict[tuple[str, str | None, date], Incident] = {}
-    while any(one.fault.is_breakage for one in left):
-        broken = [one for one in left if one.fault.is_breakage]
-        cause = _common_root(broken, made_of)
-        began = {one.began for one in broken if cause is None or cause in one.roots}
-        group = [
-            one
-            for one in left
-            if (cause in one.roots if cause else not one.roots) and (one.fault.is_breakage or one.began in began)
-        ] or broken[:1]
-        first = max((one for one in group if one.fault.is_breakage), key=lambda one: one.impact)
-        incident = _incident(first.fault.kind, group, cause)
-        key = (incident.kind, cause and _table(cause), incident.began)
-        if key in broken_alike:
-            incident = _incident(incident.kind, [*broken_alike[key].columns, *group], key[1])
-        broken_alike[key] = incident
-        left = [one for one in left if one not in group]
-    found += broken_alike.values()
+    of_lost = [_lost_source(table, lost[table], drifted, made_of, importance) for table in sorted(lost)]
+    found = [one for one in of_lost if one is not None]
+    left = _without(drifted, found)
+    found += _broken(left, made_of)
+    left = _without(drifted, found)
     if left:
         kinds = {one.fault.kind for one in left}
         found.append(_incident(kinds.pop() if len(kinds) == 1 else "shift", left, None))
     found.sort(key=lambda one: (not one.is_breakage, -one.impact))
-    if predictions and found:
-        with_score = msgspec.structs.replace(found[0], columns=(*found[0].columns, *predictions))
-        return [with_score, *found[1:]]
-    return [_incident("score", predictions, None)] if predictions else found
+    if not predictions:
+        return found
+    if not found:
+        alone = _incident("score", predictions, None)
+        return [msgspec.structs.replace(alone, weighs=max(one.impact for one in predictions))]
+    weightiest, *others = found  # the score moves with the features, so it weighs nothing besides
+    columns = (*weightiest.columns, *predictions)
+    return [msgspec.structs.replace(weightiest, columns=columns, weighs=weightiest.impact), *others]
+
+
+def _without(drifted: Sequence[Drifted], found: Sequence[Incident]) -> list[Drifted]:
+    """What is in no incident yet."""
+    told_of = {one.column for incident in found for one in incident.columns}
+    return [one for one in drifted if one.column not in told_of]
+
+
+def _lost_source(
+    table: str,
+    lost: Lost,
+    drifted: Sequence[Drifted],
+    made_of: Mapping[str, Sequence[str]],
+    importance: Mapping[str, float],
+) -> Incident | None:
+    """The incident of a raw table from which nothing comes any more: all that is made from it, drifted or not."""
+    known = {one.column: one for one in drifted}
+    stale = Fault("lost source", "has not drifted yet")
+    columns = [
+        known.get(name)
+        or Drifted(
+            column=name,
+            effect=0.0,
+            importance=importance.get(name, 0.0),
+            began=lost.since,
+            fault=stale,
+            roots=tuple(roots),
+        )
+        for name, roots in made_of.items()
+        if any(_table(root) == table for root in roots)
+    ]
+    if not columns:
+        return None
+    incident = _incident("lost source", columns, table, lost.evidence)
+    return msgspec.structs.replace(incident, weighs=sum(one.importance for one in columns))
+
+
+def _broken(drifted: Sequence[Drifted], made_of: Mapping[str, Sequence[str]]) -> list[Incident]:
+    """The incidents of columns that seem broken, by their cause."""
+    left = list(drifted)
+    found: dict[tuple[str, str | None, date], Incident] = {}
+    while any(one.fault.is_breakage for one in left):
+        broken = [one for one in left if one.fault.is_breakage]
+        cause = _common_root(broken, made_of)
+        group = [one for one in broken if (cause in one.roots if cause else not one.roots)] or broken[:1]
+        incident = _incident(group[0].fault.kind, group, cause)
+        kind = incident.columns[0].fault.kind  # of the weightiest
+        table = cause and _table(cause)
+        alike = found.get((kind, table, incident.began))
+        if alike is not None:
+            incident = _incident(kind, [*alike.columns, *group], table)
+        found[kind, table, incident.began] = msgspec.structs.replace(incident, kind=kind)
+        left = [one for one in left if one not in group]
+    with_moved = []
+    for (_, table, began), incident in found.items():
+        moved = [
+            one for one in left if one.began == began and table and any(_table(root) == table for root in one.roots)
+        ]
+        with_moved.append(_incident(incident.kind, [*incident.columns, *moved], incident.cause))
+        left = [one for one in left if one not in moved]
+    return with_moved
 
 
 def _incident(kind: str, columns: Sequence[Drifted], cause: str | None, evidence: str = "") -> Incident:

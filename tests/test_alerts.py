@@ -64,7 +64,7 @@ def test_what_makes_sense_is_read_and_the_rest_stays_as_it_is() -> None:
         ({"rows": 1.5}, "rows is 1.5, not a whole number (write e.g. rows: 200)"),
         ({"dates": 0}, "dates is 0, not a whole number from 1 on"),
         ({"dates": "two"}, "dates is 'two', not a whole number (write e.g. dates: 2)"),
-        ({"segments": "town"}, "segments is 'town', not a list (write e.g. segments: [age_band])"),
+        ({"segments": "town"}, "segments is 'town', not a list (write e.g. segments: [country])"),
         ({"segments": ["twon"]}, "segments names 'twon', which is no feature (features: town, and 3 more)"),
         ({"segments": [3]}, "segments names 3, which is no feature (features: spend, colour, town, age_band)"),
         (

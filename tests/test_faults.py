@@ -82,9 +82,6 @@ def test_a_number_that_is_the_same_for_everybody_is_stuck() -> None:
         (1000, "all values are 1e+03 times what they were (a thousandth of the unit?)"),
         (1 / 1000, "all values are 1/1e+03 of what they were (a unit 1000 times as large?)"),
         (1 / 60, "all values are 1/60 of what they were (seconds to minutes?)"),
-        (1.609344, "all values are 1.61 times what they were (miles to kilometres?)"),
-        (1 / 2.204623, "all values are 1/2.2 of what they were (pounds to kilograms?)"),
-        (2.54, "all values are 2.54 times what they were (inches to centimetres?)"),
         (4, "all values are 4 times what they were"),
         (1 / 5, "all values are 1/5 of what they were"),
     ],
@@ -114,6 +111,10 @@ def test_a_heavier_tail_is_no_unit_change() -> None:
 
 def test_an_offset_is_no_unit_change() -> None:
     assert of_numbers(spend() + 1000)[0] == "shift"
+
+
+def test_a_mean_that_moves_far_from_one_date_to_the_next_has_jumped() -> None:
+    assert told_of(SPEND, of_spend(spend() + 1000), of_spend(spend()), before=of_spend(spend(3)))[0] == "jump"
 
 
 def test_a_sudden_change_is_told_beside_the_date_before_it() -> None:
