@@ -22,7 +22,7 @@ MOST_ROWS = 20_000  # of a resample
 # Of an error that is told, and by which nothing is decided.
 ROUGH_RESAMPLES = 25
 ROUGH_ROWS = 5000
-WEIGHTS_AT_ONCE = 100_000  # of the resamples that are measured together: what a processor's cache holds
+WEIGHTS_AT_ONCE = 100_000  # what is computed of so many fits a processor's cache
 NORMAL_95 = 1.959964  # standard errors to either side
 
 
@@ -61,7 +61,8 @@ def standard_errors(
 
     With more than 20,000 rows a resample has so many entities that it has about as many rows, and the error is scaled
     by the root of the share (m out of n: Bickel, Götze and van Zwet, 1997). A rough error is of 25 resamples of 5,000
-    rows at most. Empty where there is one entity only.
+    rows at most. Empty where there is one entity only. As many resamples are measured together as have 100,000 weights,
+    so that the memory it takes does not grow with them.
     """
     truth, scores = np.asarray(label, dtype=np.float64), np.asarray(score, dtype=np.float64)
     # One order of the rows, whatever theirs was: by score, as metrics rank them, then by what else is measured.
