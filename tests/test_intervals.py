@@ -1,5 +1,6 @@
 """An interval says how far a metric may be off by chance of who was held out, whatever the order of the rows."""
 
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -34,6 +35,46 @@ def test_every_metric_lies_within_an_interval_of_its_own_and_within_its_range(ki
     for name, (low, high) in found.items():
         least, most = RANGES[name]
         assert least <= low < metrics[name] < high <= most, name
+
+
+def one_by_one(kind: Kind, label: Any, score: Any, entity: Any, drawn: int, resamples: int) -> dict[str, float]:
+    """The plain way: the rows of the entities that were drawn, measured, and that again and again."""
+    rows_of = [np.flatnonzero(entity == one) for one in np.unique(entity)]
+    random = np.random.default_rng(0)
+    measured = []
+    for _ in range(resamples):
+        rows = np.concatenate([rows_of[one] for one in random.integers(0, len(rows_of), drawn)])
+        measured.append(evaluate(kind, label[rows], score[rows]))
+    values = {name: np.array([one[name] for one in measured]) for name in METRICS[kind]}
+    finite = {name: some[np.isfinite(some)] for name, some in values.items()}
+    share = np.sqrt(drawn / len(rows_of))
+    return {name: some.std(ddof=1) * share for name, some in finite.items() if len(some) > resamples / 2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at_once", [1, 3000, 1_000_000])
+@pytest.mark.parametrize("decimals", [1, 9])
+def test_all_resamples_at_once_have_the_errors_of_one_by_one(
+    kind: Kind, at_once: int, decimals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "WEIGHTS_AT_ONCE", at_once)
+    score = np.round(SCORE[kind], decimals).clip(0, None if kind == "amount" else 1)
+    entity = RANDOM.integers(0, ROWS // 3, ROWS)
+    entities = len(np.unique(entity))
+    expected = one_by_one(kind, LABEL[kind], score, entity, entities, 100)
+    assert standard_errors(kind, LABEL[kind], score, entity) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    rough = one_by_one(kind, LABEL[kind], score, entity, entities * 50 // ROWS, 25)
+    monkeypatch.setattr(bootstrap, "ROUGH_ROWS", 50)
+    found = standard_errors(kind, LABEL[kind], score, entity, is_rough=True)
+    assert found == pytest.approx(rough, rel=1e-9, abs=1e-12)
+
+
+def test_a_resample_that_can_not_be_measured_is_left_out() -> None:
+    label = (EVERY_ROW == 7).astype(float)  # about one resample in three has no outcome
+    found = standard_errors("probability", label, SCORE["probability"], EVERY_ROW)
+    expected = one_by_one("probability", label, SCORE["probability"], EVERY_ROW, ROWS, 100)
+    assert set(expected) == set(METRICS["probability"])
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_standard_error_of_a_mean_is_the_one_of_the_textbook() -> None:

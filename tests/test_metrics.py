@@ -1,4 +1,4 @@
-"""Metrics against what pencil and paper say."""
+"""Metrics against what pencil and paper, and scikit-learn, say."""
 
 import math
 from typing import Any, get_args
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ml.declarations import Kind
-from ml.metrics import HIGHER_IS_BETTER, METRICS, RANGES, evaluate
+from ml.metrics import HIGHER_IS_BETTER, METRICS, RANGES, equal_bins, evaluate, evaluate_resamples
 
 LABELS, SCORES = [1, 0, 1, 0], [0.9, 0.8, 0.3, 0.1]
 
@@ -63,6 +63,72 @@ def test_every_metric_is_what_it_is_by_hand(kind: Kind) -> None:
     label, score, expected = BY_HAND[kind]
     assert list(expected) == list(METRICS[kind])
     assert evaluate(kind, np.array(label), np.array(score)) == pytest.approx(expected, abs=1e-12)
+
+
+def by_sklearn(kind: Kind, label: Any, score: Any) -> dict[str, float]:
+    """What scikit-learn says, of those metrics that it knows."""
+    from sklearn import metrics as known
+
+    if kind == "probability":
+        return {
+            "roc_auc": known.roc_auc_score(label, score),
+            "average_precision": known.average_precision_score(label, score),
+            "log_loss": known.log_loss(label, score),
+            "brier": known.brier_score_loss(label, score),
+        }
+    if kind == "amount":
+        return {
+            "r2": known.r2_score(label, score),
+            "mae": known.mean_absolute_error(label, score),
+            "rmse": known.root_mean_squared_error(label, score),
+        }
+    chosen, happened = score.argmax(axis=1), np.unique(label)
+    sides = [(label == place, score[:, place]) for place in happened if place < score.shape[1]]
+    padded = score if happened[-1] < score.shape[1] else np.column_stack([score, np.zeros(len(score))])
+    return {
+        "balanced_accuracy": float(np.mean([(chosen[label == place] == place).mean() for place in happened])),
+        "accuracy": known.accuracy_score(label, chosen),
+        "f1_macro": known.f1_score(label, chosen, labels=happened, average="macro", zero_division=0.0),
+        "roc_auc": float(np.mean([known.roc_auc_score(truth, values) for truth, values in sides])),
+        "log_loss": known.log_loss(label, padded, labels=range(padded.shape[1])),
+    }
+
+
+def drawn(kind: Kind, rows: int, decimals: int, seed: int) -> tuple[Any, Any]:
+    """Labels and scores of a kind; the fewer decimals, the more ties, and with none probabilities of 0 and 1."""
+    random = np.random.default_rng(seed)
+    if kind == "category":
+        score = random.dirichlet([1, 2, 0.5], rows)
+        score[:, 1:] = np.round(score[:, 1:] / 2, decimals)
+        score[:, 0] = 1 - score[:, 1:].sum(axis=1)
+        return random.integers(0, 3 + seed % 2, rows), score  # of odd seeds with a class that is not known
+    score = np.round(random.random(rows), decimals)
+    return ((random.random(rows) < 0.3).astype(int) if kind == "probability" else random.gamma(2, 20, rows)), score
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize(("rows", "decimals"), [(30, 0), (30, 9), (2000, 0), (2000, 2), (2000, 9)])
+def test_every_metric_is_what_scikit_learn_says(kind: Kind, rows: int, decimals: int) -> None:
+    for seed in range(4):
+        label, score = drawn(kind, rows, decimals, seed)
+        expected = by_sklearn(kind, label, score)
+        measured = evaluate(kind, label, score)
+        assert set(METRICS[kind]) - set(expected) <= {"lift_top_decile", "calibration_error", "bias"}
+        assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize(("rows", "decimals"), [(3, 1), (12, 0), (40, 1), (300, 9)])
+def test_a_weight_is_as_many_rows(kind: Kind, rows: int, decimals: int) -> None:
+    for seed in range(4):
+        label, score = drawn(kind, rows, decimals, seed)
+        weights = np.random.default_rng(seed).poisson(1, (50, rows))
+        weights[:, 0] += weights.sum(axis=1) == 0
+        measured = evaluate_resamples(kind, label, score, weights.astype(float))
+        for place, weight in enumerate(weights):
+            expected = evaluate(kind, np.repeat(label, weight), np.repeat(score, weight, axis=0))
+            found = {name: values[place] for name, values in measured.items()}
+            assert found == pytest.approx(expected, rel=1e-12, abs=1e-12, nan_ok=True)
 
 
 def as_scores(kind: Kind, score: Any) -> Any:
@@ -126,6 +192,20 @@ def test_a_bin_is_as_far_off_as_its_mean_score_from_its_rate() -> None:
     assert probability([1, 0] * 10, score)["calibration_error"] == pytest.approx(np.abs(centres - 0.5).mean())
 
 
+@pytest.mark.parametrize("rows", [1, 7, 10, 23, 299])
+def test_bins_are_cut_by_count_alone_and_rows_of_equal_score_share_their_mean_label(rows: int) -> None:
+    label, score = noisy(rows)
+    order = np.argsort(score)
+    shared = np.array([label[score == value].mean() for value in score])
+    parts = [part for part in np.array_split(order, 10) if len(part)]
+    bins = equal_bins(label, score)
+    assert [one.rows for one in bins] == [len(part) for part in parts]
+    assert [one.predicted for one in bins] == pytest.approx([score[part].mean() for part in parts], abs=1e-12)
+    assert [one.observed for one in bins] == pytest.approx([shared[part].mean() for part in parts], abs=1e-12)
+    apart = sum(abs((score - shared)[part].sum()) for part in parts) / rows
+    assert probability(label, score)["calibration_error"] == pytest.approx(apart, abs=1e-12)
+
+
 def test_a_calibrated_score_has_no_calibration_error() -> None:
     assert probability([1, 0] * 20 + [1, 0, 0, 0] * 10, [0.5] * 40 + [0.25] * 40)["calibration_error"] == pytest.approx(
         0
@@ -186,6 +266,14 @@ def test_scores_that_do_not_match_their_labels_are_refused_with_both_shapes(kind
 def test_the_label_of_a_probability_is_0_or_1(label: list[float]) -> None:
     with pytest.raises(ValueError, match="is 0 or 1"):
         probability(label, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1])
+def test_a_probability_below_0_or_above_1_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        probability([1, 0], [0.5, wrong])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        evaluate("category", np.array([0, 1]), np.array([[0.5, 0.5], [1 - wrong, wrong]]))
 
 
 def test_every_metric_says_which_way_is_better_and_how_far_it_goes() -> None:
