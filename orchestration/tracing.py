@@ -71,7 +71,7 @@ def lost_tables(
 def _silent(
     connection: Connection, table: str, column: str, learned: Sequence[date], days: Sequence[date]
 ) -> dict[date, Lost]:
-    """The dates on which a table had been silent for longer than ever on those that were learned from, or since."""
+    """The dates on which a table had been silent for longer than ever on those that were learned from."""
     name = warehouse.name(column)
     filled = connection.execute(
         f"select distinct {name}::date from {_named(table)} where isfinite({name}) order by 1"
@@ -82,15 +82,19 @@ def _silent(
         place = bisect_left(with_rows, day)
         return with_rows[place - 1] if place else None
 
-    found, since = {}, None
     usual = [(day - last).days for day in learned if (last := newest(day)) is not None]
+    found, since, before = {}, None, None
+    is_younger = not usual  # than what was learned from: then the dates since tell, before each of which rows came
     for day in sorted(days):
         last = newest(day)
         if last is None:
             continue
         age, most = (day - last).days, max(usual, default=0)
-        if not usual or age <= LATE * max(1, most):
-            usual, since = [*usual, age], None
+        if is_younger and last != before:
+            usual.append(age)
+        before = last
+        if not most or age <= LATE * max(1, most):
+            since = None
             continue
         since = since or day
         found[day] = Lost(since, f"its newest {column} is {last}, {age} days before; it never was more than {most}")

@@ -6,10 +6,15 @@ from datetime import date
 import msgspec
 
 from ml.alerts import Alerts
-from reports.faults import Fault
+from reports.faults import Fault, Kind
 
 # Of a raw column: the share that the drifted features it made have among all that it made and all that have drifted.
 LEAST_ALIKE = 0.2
+# What columns that broke by one cause are told as: what says most first.
+BROKEN: tuple[Kind, ...] = (
+    "renamed", "unit change", "stuck at null", "stuck at a value", "more nulls", "new values", "jump",
+    "part of the customers", "lost source",
+)  # fmt: skip
 
 
 class Drifted(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +174,7 @@ def _broken(drifted: Sequence[Drifted], made_of: Mapping[str, Sequence[str]]) ->
         cause = _common_root(broken, made_of)
         group = [one for one in broken if (cause in one.roots if cause else not one.roots)] or broken[:1]
         incident = _incident(group[0].fault.kind, group, cause)
-        kind = incident.columns[0].fault.kind  # of the weightiest
+        kind = min((one.fault.kind for one in group), key=BROKEN.index)
         table = cause and _table(cause)
         alike = found.get((kind, table, incident.began))
         if alike is not None:

@@ -87,6 +87,14 @@ def test_a_lost_table_is_lost_since_the_first_date_that_shows_it_until_rows_come
     assert lost_tables(connection, a_project(), ROOTS, LEARNED, days)[DAY] == {}
 
 
+def test_a_silence_that_grows_from_week_to_week_is_never_taken_for_usual(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(f"delete from raw.visits where seen_at::date = date '{LEARNED[3]}' - 1")  # once two days
+    fell_silent(connection, 23)
+    days = [DAY - timedelta(weeks=weeks) for weeks in (3, 2, 1, 0)]
+    found = lost_tables(connection, a_project(), ROOTS, LEARNED[:-2], days)
+    assert [list(found[day]) for day in days] == [[], *[["raw.visits"]] * 3]
+
+
 def test_a_day_without_rows_loses_no_table(connection: duckdb.DuckDBPyConnection) -> None:
     fell_silent(connection, 1)
     assert lost(connection) == {}
