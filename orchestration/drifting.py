@@ -125,7 +125,7 @@ def write_figures(
 def _verdict(incidents: Sequence[Known]) -> str:
     if not incidents:
         return "in order: nothing has drifted that weighs enough, long enough"
-    return "; ".join(f"{one.kind}: {one.told}" + (f"; {one.origin}" if one.origin else "") for one in incidents)
+    return "; ".join(one.told + (f"; {one.origin}" if one.origin else "") for one in incidents)
 
 
 def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefinition:

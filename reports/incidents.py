@@ -230,8 +230,9 @@ def told(incident: Incident, most: int = 3) -> str:
 
 
 def _why(one: Drifted) -> str:
-    share = f"{one.importance:.1%} of the importance, " if one.importance < 1 else ""
-    return f"{share}{one.effect:.0%} beyond the usual: {one.fault.told}"
+    parts = [f"{one.importance:.1%} of the importance"] if one.importance < 1 else []
+    parts += [f"{one.effect:.0%} beyond the usual"] if one.effect else []
+    return f"{', '.join(parts)}: {one.fault.told}"
 
 
 def _some(texts: Iterable[str], most: int) -> str:

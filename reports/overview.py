@@ -52,6 +52,11 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     alerted_on: date
     closed_on: date | None
 
+    @property
+    def is_promise(self) -> bool:
+        """Whether it is of the score's performance, and not of its data or customers."""
+        return self.kind == "worse than promised"
+
 
 class FeatureSeries(msgspec.Struct, frozen=True, kw_only=True):
     """A feature on the as-of dates: its mean, or of a category the share of what moved most, beside the range that it
@@ -88,7 +93,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def open(self) -> list[Trouble]:
         """What is wrong with the data or the customers now; that the promise is broken `performance` says."""
-        return [one for one in self.troubles if one.closed_on is None and one.kind != "worse than promised"]
+        return [one for one in self.troubles if one.closed_on is None and not one.is_promise]
 
 
 class Panel(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,12 +177,13 @@ def _dot(x: float, y: float, kind: str, told: str) -> str:
     return f'<path class="{kind}" d="M{x} {y}h0"><title>{escape(told)}</title></path>'
 
 
-def _behind(overview: Overview, axis: Axis) -> list[str]:
-    """What stands behind each picture: the time of incidents, and where another version began to serve."""
+def _behind(overview: Overview, axis: Axis, of_promise: bool = False) -> list[str]:
+    """What stands behind a picture: the time of incidents, of drift or of a broken promise, and where another version
+    began to serve."""
     last = overview.dates[-1].as_of_date
     first = overview.dates[0].as_of_date
     parts = []
-    for one in overview.troubles:
+    for one in (one for one in overview.troubles if one.is_promise == of_promise):
         end = one.closed_on or last
         if end < first:
             continue
@@ -227,7 +233,7 @@ def _metric_panel(overview: Overview, axis: Axis) -> Panel:
         if number is not None
     ]
     y, low, high = _scale(numbers, HEIGHT, MARGIN)
-    parts = _behind(overview, axis)
+    parts = _behind(overview, axis, of_promise=True)
     if interval is not None:
         parts.append(
             f'<rect class="room" x="0" width="{WIDTH:g}" y="{y(interval[1])}"'
