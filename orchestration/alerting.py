@@ -16,10 +16,10 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from ml.declarations import Score
 from orchestration.incidents import PROMISE, Known, mark_sent
+from orchestration.project import page_url
 from orchestration.warehouse import Connection
 
 WEBHOOK, EMAIL = "SCOREHOUSE_ALERT_WEBHOOK", "SCOREHOUSE_ALERT_EMAIL"
-PAGES = "SCOREHOUSE_PAGES_URL"  # where people reach the pages
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SECONDS = 10  # that a server has to answer
 EXAMPLE = "smtp://user:password@mail.example.com:587?from=scores@example.com&to=team@example.com"
@@ -56,8 +56,7 @@ def send_alerts(connection: Connection, score: Score, incidents: Sequence[Known]
 
 def message(score: Score, incident: Known, day: date) -> dict[str, Any]:
     """What an incident's message says; `text` says it all in a few lines, as chats show it."""
-    base = os.environ.get(PAGES, "http://127.0.0.1:8000").rstrip("/")
-    url = f"{base}/reports/{score.name}"
+    url = page_url(f"reports/{score.name}")
     lines = [f"{score.title}: {SIGNS[sign_of(incident)]}: {incident.told}."]
     lines += [f"Origin: {incident.origin}."] if incident.origin else []
     lines += [f"It weighs {incident.impact:.1%} of the score. Read more: {url}"]

@@ -13,7 +13,7 @@ from ml.declarations import Score
 from ml.metrics import METRICS, without_nan
 from ml.standing import Promotion, Standing, standing_of
 from orchestration import versions
-from orchestration.project import Paths, replaced
+from orchestration.project import Paths, page_url, replaced
 from orchestration.warehouse import Connection
 from serving.pages.model_cards import (
     DATA,
@@ -104,7 +104,7 @@ def git_commit(folder: Path) -> str | None:
 
 def card_url(score: Score, version: int) -> str:
     """Where `make serve` shows a version's card."""
-    return f"http://127.0.0.1:8000/models/{score.name}/{version}"
+    return page_url(f"models/{score.name}/{version}")
 
 
 def card_page(where: Paths, score: Score, version: int) -> Path:

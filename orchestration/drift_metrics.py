@@ -16,10 +16,10 @@ import msgspec
 from ml.declarations import Score
 from ml.encoding import Column
 from ml.slices import MOST_VALUES
-from orchestration import monitoring, versions, warehouse
+from orchestration import drift_tables, versions, warehouse
 from orchestration.distributions import SAMPLED, Counted, Segments, count, learn_bins, sampled
+from orchestration.drift_tables import HELD_OUT, SCORED, TRAINED
 from orchestration.model_files import load_card, load_model
-from orchestration.monitoring import HELD_OUT, SCORED, TRAINED
 from orchestration.project import Paths
 from orchestration.training import SEED
 from orchestration.training_sets import ScoringError, training_set_file
@@ -44,26 +44,26 @@ def measure_drift(connection: Connection, score: Score, champion: dict[str, Any]
     never measured before, and are lost.
     """
     version = champion["version"]
-    monitoring.create_tables(connection)
+    drift_tables.create_tables(connection)
     card = load_card(where, score, version)
     scored = versions.scored_dates(connection, score, version)
     if not scored:
         return []
     reference, segments, is_new = _reference(connection, score, champion, card, sorted(scored), where)
     mark = f"{RECIPE} {score.alerts.effect} {score.alerts.rows}"
-    known = {} if is_new else monitoring.counted(connection, score, version)
+    known = {} if is_new else drift_tables.counted(connection, score, version)
     due = sorted(day for day in scored if known.get(day) != f"{scored[day]} {mark}")
     gone = sorted(known.keys() - scored.keys())
     if not due and not gone:
         return []
     with warehouse.transaction(connection):
-        monitoring.forget_distributions(connection, score, version, SCORED, None if is_new else [*due, *gone])
+        drift_tables.forget_distributions(connection, score, version, SCORED, None if is_new else [*due, *gone])
         if due:
             bins = list(reference.bins.values())
             rows = scored_rows(score, version, [*reference.bins, *(one.column for one in segments)], due)
             counted = count(connection, rows, "as_of_date", bins, segments)
             made_from = {day: f"{scored[day]} {mark}" for day in due}
-            monitoring.keep_distributions(connection, score, version, SCORED, counted, made_from)
+            drift_tables.keep_distributions(connection, score, version, SCORED, counted, made_from)
         _compare_from(connection, score, version, card, reference, min([*due, *gone]))
     return due
 
@@ -81,16 +81,16 @@ def _reference(
     declared = score.alerts.segments
     kept = [name for name in card.importance if _is_segment(card, name)][:1] if declared is None else declared
     of = f"{RECIPE} {champion['training_set']} {champion['train_to']} {champion['holdout_from']} {', '.join(kept)}"
-    bins, made_from = monitoring.bins_of(connection, score, version)
+    bins, made_from = drift_tables.bins_of(connection, score, version)
     is_new = made_from != of
     if is_new:
         bins = _count_reference(connection, score, champion, card, scored, kept, of, where)
     dates: dict[str, dict[date, Distribution]] = {}
     held_out: dict[str, dict[date, Distribution]] = {}
     of_segments, values = {}, {name: set[str]() for name in kept}
-    for one in monitoring.distributions(connection, score, version, HELD_OUT):
+    for one in drift_tables.distributions(connection, score, version, HELD_OUT):
         held_out.setdefault(one.column, {})[one.key] = one.distribution
-    for one in monitoring.distributions(connection, score, version, TRAINED):
+    for one in drift_tables.distributions(connection, score, version, TRAINED):
         if one.segment_column is None or one.segment is None:
             dates.setdefault(one.column, {})[one.key] = one.distribution
         else:
@@ -138,9 +138,9 @@ def _count_reference(
         trained += count(connection, training, "as_of_date", of_score)
     with warehouse.transaction(connection):
         for part, counted in ((TRAINED, trained), (HELD_OUT, count(connection, said, "as_of_date", of_score))):
-            monitoring.forget_distributions(connection, score, version, part)
-            monitoring.keep_distributions(connection, score, version, part, counted, {})
-        monitoring.keep_bins(connection, score, version, [*bins, *of_score], of)
+            drift_tables.forget_distributions(connection, score, version, part)
+            drift_tables.keep_distributions(connection, score, version, part, counted, {})
+        drift_tables.keep_bins(connection, score, version, [*bins, *of_score], of)
     return [*bins, *of_score]
 
 
@@ -224,7 +224,7 @@ def _compare_from(
         "delete from monitoring.drift_metrics where score = ? and model_version = ? and as_of_date >= ?",
         [score.name, version, first],
     )
-    counted = monitoring.distributions(connection, score, version, SCORED, first - LOOKED_BACK)
+    counted = drift_tables.distributions(connection, score, version, SCORED, first - LOOKED_BACK)
     states = _states_before(connection, score, version, first, counted)
     of_date: dict[date, dict[str, Distribution]] = {}
     parts: dict[date, dict[str, dict[tuple[str, str], Distribution]]] = {}
@@ -251,7 +251,7 @@ def _compare_from(
             }
             rows += [which | told | _row(one, score, column.is_drifted) for one in column.beside]
             rows += [which | dict.fromkeys(told) | _row(one, score, column.is_drifted) for one in column.segments]
-    monitoring.write(connection, "drift_metrics", rows)
+    drift_tables.write(connection, "drift_metrics", rows)
 
 
 def importance_of(card: "Card", column: str) -> float:

@@ -18,7 +18,7 @@ from orchestration.drift_pages import PAGE, write_pages
 from orchestration.incidents import Known, update_incidents
 from orchestration.judging import current_champion
 from orchestration.model_files import load_card
-from orchestration.project import Paths, read_json, replaced
+from orchestration.project import Paths, page_url, read_json, replaced
 from orchestration.training_sets import ScoringError, clock
 from orchestration.warehouse import Connection
 from reports.faults import Fault
@@ -26,7 +26,6 @@ from reports.faults import Fault
 if TYPE_CHECKING:
     from ml.registry import Card
 
-PAGES = "http://127.0.0.1:8000"  # where make serve listens
 FIGURES = "drift.json"
 
 
@@ -187,8 +186,8 @@ def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefini
 
 def _links(score: Score, day: date, page: Path | None) -> dict[str, dg.MetadataValue[Any]]:
     """Where the reports are: the score's own page, and that of the date."""
-    found: dict[str, dg.MetadataValue[Any]] = {"report": dg.MetadataValue.url(f"{PAGES}/reports/{score.name}")}
+    found: dict[str, dg.MetadataValue[Any]] = {"report": dg.MetadataValue.url(page_url(f"reports/{score.name}"))}
     if page is not None:
-        found["page"] = dg.MetadataValue.url(f"{PAGES}/reports/{score.name}/{day}/{page.name}")
+        found["page"] = dg.MetadataValue.url(page_url(f"reports/{score.name}/{day}/{page.name}"))
         found["path"] = dg.MetadataValue.path(str(page))
     return found

@@ -10,8 +10,8 @@ from ml.declarations import Score
 from ml.estimation import EstimatedDate, EstimatedMetric, estimated_metrics
 from orchestration import warehouse
 from orchestration.model_files import card_of
-from orchestration.monitored import ESTIMATED, REALISED, replace_date, withdraw
 from orchestration.outcomes import SAMPLED, predictions_of, read_scores
+from orchestration.performance_tables import ESTIMATED, REALISED, replace_date, withdraw
 from orchestration.project import Paths
 from orchestration.training import SEED
 from orchestration.warehouse import Connection

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ml.declarations import Project, Score
-from orchestration import monitoring, warehouse
+from orchestration import drift_tables, warehouse
 from orchestration.cataloguing import Lineage
 from orchestration.drift_metrics import BAND, PREDICTION, importance_of
 from orchestration.project import Paths, load_manifest
@@ -57,7 +57,7 @@ def update_incidents(
 ) -> list[Known]:
     """Brings the incidents of a version up to date with the as-of dates that were measured now; gives those that are
     open. Those of versions before are closed, as another scores now."""
-    monitoring.create_tables(connection)
+    drift_tables.create_tables(connection)
     measured = _measured(connection, score, version)
     with warehouse.transaction(connection):
         connection.execute(
@@ -131,7 +131,7 @@ def _learned(connection: Connection, score: Score, version: int) -> list[date]:
         select distinct as_of_date from monitoring.distributions
         where score = ? and model_version = ? and part = ? and as_of_date is not null order by 1
     """
-    return [day for (day,) in connection.execute(query, [score.name, version, monitoring.TRAINED]).fetchall()]
+    return [day for (day,) in connection.execute(query, [score.name, version, drift_tables.TRAINED]).fetchall()]
 
 
 def _measured(connection: Connection, score: Score, version: int) -> list[date]:

@@ -10,18 +10,17 @@ import msgspec
 
 from ml.declarations import Project, Score
 from ml.metrics import METRICS
-from orchestration import monitoring, versions, warehouse
+from orchestration import drift_tables, versions, warehouse
 from orchestration.checks import refuse_unsound
 from orchestration.distributions import Counted
 from orchestration.drift_metrics import BAND, PREDICTION
 from orchestration.drift_pages import CHARTED, KEPT, SAMPLED
-from orchestration.drifting import PAGES
+from orchestration.drift_tables import SCORED, TRAINED
 from orchestration.incidents import all_incidents
 from orchestration.judging import current_champion
 from orchestration.model_files import load_card
-from orchestration.monitoring import SCORED, TRAINED
 from orchestration.performance import performance_of
-from orchestration.project import Paths, read_json, replaced
+from orchestration.project import Paths, page_url, read_json, replaced
 from orchestration.realised import served_versions
 from orchestration.training import SEED
 from orchestration.training_sets import clock
@@ -44,7 +43,7 @@ def write_overview(connection: Connection, score: Score, project: Project, where
     The files are overview.html and overview.json in `reports/<score>/<as-of date>`. Pages of as-of dates beyond the
     newest 52 go.
     """
-    monitoring.create_tables(connection)
+    drift_tables.create_tables(connection)
     champion = current_champion(connection, score)
     overview = _overview(connection, score, champion, project, where)
     folder = where.reports / score.name / str(overview.as_of_date)
@@ -197,9 +196,9 @@ def _features(connection: Connection, score: Score, version: int, card: "Card") 
         {"score": score.name, "version": version, "p": PREDICTION, "b": BAND, "most": FEATURES, "least": LEAST},
     )
     names = [row["column_name"] for row in newest]
-    bins = {one.name: one for one in monitoring.bins_of(connection, score, version)[0]}
+    bins = {one.name: one for one in drift_tables.bins_of(connection, score, version)[0]}
     trained, scored = (
-        _by_column(monitoring.distributions(connection, score, version, part, columns=names))
+        _by_column(drift_tables.distributions(connection, score, version, part, columns=names))
         for part in (TRAINED, SCORED)
     )
     found = []
@@ -299,8 +298,8 @@ def overview_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDef
         summary: Summary = written["summary"]
         return dg.MaterializeResult(
             metadata={
-                "report": dg.MetadataValue.url(f"{PAGES}/reports/{score.name}"),
-                "page": dg.MetadataValue.url(f"{PAGES}/reports/{score.name}/{written['day']}/{PAGE}"),
+                "report": dg.MetadataValue.url(page_url(f"reports/{score.name}")),
+                "page": dg.MetadataValue.url(page_url(f"reports/{score.name}/{written['day']}/{PAGE}")),
                 "path": dg.MetadataValue.path(str(written["path"])),
                 "incidents": "; ".join(one.told for one in summary.incidents) or "none",
                 "performance": summary.told,

@@ -22,7 +22,7 @@ from orchestration.estimating import estimated_dates
 from orchestration.judging import current_champion
 from orchestration.model_files import card_of
 from orchestration.outcomes import SAMPLED
-from orchestration.project import Paths, read_json, replaced
+from orchestration.project import Paths, page_url, read_json, replaced
 from orchestration.promise_incidents import update_promise
 from orchestration.promises import Kept, drift_figures, kept, told_with_causes
 from orchestration.realised import measure, realised_dates, served_versions, slices_and_gains
@@ -245,6 +245,6 @@ def _links(score: Score, day: date, page: Path | None) -> dict[str, dg.MetadataV
     if page is None:
         return {}
     return {
-        "report": dg.MetadataValue.url(f"http://127.0.0.1:8000/reports/{score.name}/{day}/{page.name}"),
+        "report": dg.MetadataValue.url(page_url(f"reports/{score.name}/{day}/{page.name}")),
         "path": dg.MetadataValue.path(str(page)),
     }

@@ -31,6 +31,8 @@ It has no profiles.yml, which says where its warehouse is (with its own profile'
   shop: {target: local, outputs: {local: {type: duckdb, path: "{{ env_var('SCOREHOUSE_DATA') }}/warehouse.duckdb"}}}"""
 
 
+PAGES = "SCOREHOUSE_PAGES_URL"
+
 # Bytes: what a small run writes, several times over. With less, no run begins.
 LEAST_FREE = 64 << 20
 
@@ -132,6 +134,11 @@ def environment(where: Paths) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "DAGSTER_HOME": str(where.dagster_home),
     }
+
+
+def page_url(path: str) -> str:
+    """The address of a page of the API, as people reach it: of `reports/leaving`, say."""
+    return f"{os.environ.get(PAGES, 'http://127.0.0.1:8000').rstrip('/')}/{path}"
 
 
 def no_room(where: Paths, said: str) -> ProjectError:

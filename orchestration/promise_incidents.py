@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from ml.declarations import Score
 from ml.realised import Performance, RealisedDate, overall
-from orchestration import monitoring, warehouse
+from orchestration import drift_tables, warehouse
 from orchestration.incidents import OPEN, PROMISE, Known, number_of, open_incidents
 from orchestration.warehouse import Connection
 
@@ -16,7 +16,7 @@ def update_promise(connection: Connection, score: Score, performance: Performanc
     One date may lie outside of what was promised by chance alone; a promise counts as broken on the score's number of
     dates in a row (`alerts: dates`).
     """
-    monitoring.create_tables(connection)
+    drift_tables.create_tables(connection)
     own = [one for one in performance.dates if one.model_version == performance.model_version]
     worse = _worse_since(own)
     with warehouse.transaction(connection):

@@ -20,8 +20,8 @@ from ml.realised import Promise, RealisedDate, RealisedMetric, RealisedSlice, re
 from orchestration import versions, warehouse
 from orchestration.estimating import estimate, estimates_of
 from orchestration.model_files import card_of
-from orchestration.monitored import GAINS, REALISED, create_tables, replace_date, withdraw
 from orchestration.outcomes import SAMPLED, Outcomes, outcomes_of, read_outcomes
+from orchestration.performance_tables import GAINS, REALISED, create_tables, replace_date, withdraw
 from orchestration.project import Paths
 from orchestration.training import SEED
 from orchestration.training_sets import ScoringError

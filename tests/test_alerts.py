@@ -19,9 +19,10 @@ import yaml
 
 from ml.alerts import ALERTS_EXAMPLES, ALERTS_KEYS, Alerts, read_alerts
 from ml.strictness import sound_part
-from orchestration import alerting, monitoring
-from orchestration.alerting import EMAIL, PAGES, WEBHOOK, message, send_alerts
+from orchestration import alerting, drift_tables
+from orchestration.alerting import EMAIL, WEBHOOK, message, send_alerts
 from orchestration.incidents import open_incidents
+from orchestration.project import PAGES
 from tests.small_data import a_score
 
 SCORE = a_score()
@@ -184,7 +185,7 @@ def _nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
 def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     """Two open incidents that were not told yet."""
     with duckdb.connect() as opened:
-        monitoring.create_tables(opened)
+        drift_tables.create_tables(opened)
         opened.execute(
             """
             insert into monitoring.incidents by name

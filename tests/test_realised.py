@@ -29,9 +29,9 @@ from ml.slices import Slice
 from orchestration import promises, realised, versions
 from orchestration.estimating import estimate
 from orchestration.figures import create_tables
-from orchestration.monitored import ESTIMATED, GAINS, REALISED
-from orchestration.monitored import create_tables as create_monitored
 from orchestration.performance import performance_asset, report_performance
+from orchestration.performance_tables import ESTIMATED, GAINS, REALISED
+from orchestration.performance_tables import create_tables as create_monitored
 from orchestration.project import Paths
 from orchestration.promises import broken_promise, kept
 from orchestration.realised import measure

@@ -1,4 +1,4 @@
-"""The tables of what is monitored, for people and for the engine: schema `monitoring` of the warehouse.
+"""The tables of drift, for people and for the engine, in the schema `monitoring` of the warehouse.
 
 | table | a row per score × model version × |
 |---|---|
