@@ -52,8 +52,8 @@ class ReportFile(msgspec.Struct, frozen=True, kw_only=True):
         return f"/reports/{self.score}/{self.as_of_date}/{self.name}"
 
     @property
-    def megabytes(self) -> str:
-        return f"{self.size / 1e6:.1f}"
+    def told_size(self) -> str:
+        return f"{self.size / 1e6:.1f} MB" if self.size >= 100_000 else f"{self.size / 1e3:.0f} kB"
 
 
 class ScoreView(msgspec.Struct, frozen=True, kw_only=True):
