@@ -218,7 +218,12 @@ def _what_would_change(score: Score, metrics: Mapping[str, Any], verdicts: Mappi
         f"an alert needs columns with {alerts.effect:.0%} of their rows beyond what is usual, on {alerts.dates} as-of"
         f" dates in a row, that weigh {alerts.impact:.1%} of the score together (effect × importance)"
     )
-    effects = {name: metrics[f"column.{name}.effect"] for name, verdict in verdicts.items() if verdict == "stable"}
+    effects = {
+        name: effect
+        for name, verdict in verdicts.items()
+        # what goes on with the calendar is beyond the line, and none the less in order
+        if verdict == "stable" and (effect := metrics[f"column.{name}.effect"]) < alerts.effect
+    }
     if not effects:
         return rule
     nearest = max(sorted(effects), key=lambda name: effects[name])

@@ -185,7 +185,7 @@ def _copy_project(project: Path, is_small: bool) -> None:
         declared = yaml.safe_load(file.read_text())
         declared["exposures"] = declared["exposures"][:1]  # all are made of the same features
         for exposure in declared["exposures"]:
-            exposure["config"]["meta"]["score"]["gate"] = ["brier >= 0"]
+            exposure["config"]["meta"]["score"] |= {"gate": ["brier >= 0"], "alerts": {"report": False}}
         file.write_text(yaml.safe_dump(declared, sort_keys=False, allow_unicode=True))
         # Half the as-of dates: what is built by date is built alike, however many there are.
         settings = project / "dbt_project.yml"
