@@ -16,8 +16,8 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from ml.declarations import Score
 from orchestration.incidents import PROMISE, Known, mark_sent
-from orchestration.project import page_url
-from orchestration.warehouse import Connection
+from orchestration.project import Paths, page_url
+from orchestration.warehouse import open_warehouse
 
 WEBHOOK, EMAIL = "SCOREHOUSE_ALERT_WEBHOOK", "SCOREHOUSE_ALERT_EMAIL"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -37,21 +37,32 @@ class Unsent(RuntimeError):
     """An alert that a server did not take: which, and why, without what the address keeps secret."""
 
 
-def send_alerts(connection: Connection, score: Score, incidents: Sequence[Known], day: date) -> list[str]:
+def tell_people(where: Paths, score: Score, incidents: Sequence[Known], day: date) -> list[str]:
     """Sends each of these incidents that was not sent yet, one message for each; gives what could not be sent, and why.
 
     What was not taken stays unsent, and is tried again by the next run. A message may come twice where a run is killed
-    between the sending and the note of it: it has the incident's number as its id.
+    between the sending and the note of it: it has the incident's number as its id. Nobody waits for the warehouse while
+    a server takes its time: it is opened to note what was sent, if anything was.
     """
-    faults = []
+    sent, faults = send_alerts(score, incidents, day)
+    if sent:
+        with open_warehouse(where.warehouse) as connection:
+            for incident in sent:
+                mark_sent(connection, score, incident)
+    return faults
+
+
+def send_alerts(score: Score, incidents: Sequence[Known], day: date) -> tuple[list[str], list[str]]:
+    """Sends what was not sent yet: the numbers of the incidents that were taken, and why others were not."""
+    taken, faults = [], []
     for incident in (one for one in incidents if one.sent_at is None):
         told = message(score, incident, day)
         try:
             if send(told, score.email):
-                mark_sent(connection, score, incident.incident)
+                taken.append(incident.incident)
         except Unsent as error:
             faults.append(f"the alert on incident {incident.incident} was not sent: {error}; the next run tries again")
-    return faults
+    return taken, faults
 
 
 def message(score: Score, incident: Known, day: date) -> dict[str, Any]:

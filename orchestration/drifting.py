@@ -10,7 +10,7 @@ import dagster as dg
 
 from ml.declarations import Project, Score
 from orchestration import versions, warehouse
-from orchestration.alerting import send_alerts
+from orchestration.alerting import tell_people
 from orchestration.cataloguing import tell_features
 from orchestration.checks import IN_ORDER, refuse_unsound
 from orchestration.drift_metrics import BAND, PREDICTION, measure_drift
@@ -155,10 +155,9 @@ def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefini
         with warehouse.open_warehouse(where.warehouse) as connection:
             report = report_drift(connection, project, score, where)
             tell_features(connection, project, score, where)
-            unsent = send_alerts(connection, score, report["incidents"], report["day"])
-        for fault in unsent:
-            context.log.info(f"· reports.{score.name}_drift: {fault}")
         incidents: list[Known] = report["incidents"]
+        for fault in tell_people(where, score, incidents, report["day"]):
+            context.log.info(f"· reports.{score.name}_drift: {fault}")
         yield dg.MaterializeResult(
             metadata={
                 **_links(score, report["day"], report["path"]),

@@ -16,7 +16,7 @@ from ml.metrics import without_nan
 from ml.outlook import estimate_errors, expected_metrics, verdict_lines
 from ml.realised import Line, Performance, Promise, RealisedDate, drifted_share
 from orchestration import versions, warehouse
-from orchestration.alerting import send_alerts
+from orchestration.alerting import tell_people
 from orchestration.checks import AS_PROMISED, refuse_unsound
 from orchestration.estimating import estimated_dates
 from orchestration.judging import current_champion
@@ -213,8 +213,7 @@ def performance_asset(score: Score, label: dg.AssetKey, project: Project, where:
             measured = measure(connection, score, today, where)
             report = report_performance(connection, score, today, where)
             broken = update_promise(connection, score, report["performance"])
-            unsent = send_alerts(connection, score, broken, report["day"])
-        for fault in unsent:
+        for fault in tell_people(where, score, broken, report["day"]):
             context.log.info(f"· reports.{score.name}_performance: {fault}")
         found: Performance = report["performance"]
         yield dg.MaterializeResult(

@@ -53,7 +53,7 @@ def _keep(connection: Connection, score: Score, performance: Performance, worse:
         "last_seen_on": newest.as_of_date,
         "impact": 1.0,  # of the score, it is all
         "columns": [one.metric for one in newest.metrics if one.verdict == "worse"],
-        "told": f"{PROMISE} on {len(worse)} matured dates in a row: {performance.told}",
+        "told": f"on {len(worse)} matured dates in a row: {performance.told}",
         "origin": f"likely cause: {causes}" if causes else None,
     }
     known = connection.execute(

@@ -68,21 +68,14 @@ def model_card(card: Card, standing: Standing, score: Score, *, known_until: str
     `score` is the declaration of today, for its title, description and owner; `known_until` the day up to which
     outcomes were known when the training set was frozen.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     from reports import pictures
+    from reports.templating import template
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        measure=measure, condition=_condition, breakable=lambda name: Markup("_<wbr>").join(name.split("_"))
-    )
+    def breakable(name: str) -> Markup:
+        return Markup("_<wbr>").join(name.split("_"))
+
     evaluation = card.evaluation
     unit = {"probability": "log-odds", "category": "log-odds of the likeliest class", "amount": ""}[card.kind]
     drawn = {
@@ -92,7 +85,7 @@ def model_card(card: Card, standing: Standing, score: Score, *, known_until: str
     }
     parts = _parts(card, evaluation)
     described = {feature.name: feature.description for feature in card.features}
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE, measure=measure, condition=_condition, breakable=breakable).render(
         card=card,
         standing=standing,
         score=score,

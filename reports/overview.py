@@ -6,14 +6,13 @@ stretches to its place, with its figures beside it as text.
 
 from collections.abc import Callable, Sequence
 from datetime import date
-from pathlib import Path
 
 import msgspec
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ml.metrics import METRICS
 from ml.realised import Performance, RealisedMetric
+from reports.templating import template
 
 WIDTH, HEIGHT = 600.0, 130.0  # of a picture, in units of its own
 MARGIN = 14.0  # of it above and below, so that no dot is cut
@@ -113,17 +112,9 @@ def overview_page(overview: Overview) -> str:
     """
     if not overview.dates:
         raise ValueError(f"'{overview.title}': nothing has been scored yet, so there is nothing to draw")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": figure, "percent": percent}
     axis = _axis([one.as_of_date for one in overview.dates], WIDTH)
     days = [one.as_of_date for one in overview.dates]
-    return environment.get_template("overview.html").render(
+    return template("overview.html", figure=figure, percent=percent).render(
         overview=overview,
         panels=[_metric_panel(overview, axis), _drift_panel(overview, axis), _volume_panel(overview, axis)],
         features=[(one, _feature_picture(one)) for one in overview.features[:FEATURES]],

@@ -3,11 +3,9 @@ scripts."""
 
 from collections.abc import Callable
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ml.estimation import EstimatedDate, EstimatedMetric
@@ -15,6 +13,7 @@ from ml.metrics import METRICS
 from ml.realised import Line, Performance, RealisedDate, RealisedMetric
 from reports.performance_parts import best_told, gain_rows, gains_picture, slice_rows
 from reports.pictures import INK, QUIET, SERIES, as_svg
+from reports.templating import template
 
 Draw = Callable[[Any, Performance], None]  # on axes of matplotlib
 Lines = dict[str, Callable[[RealisedDate], float | None]]
@@ -42,19 +41,11 @@ def performance_page(performance: Performance, *, title: str) -> str:
     """
     if not (performance.dates or performance.estimates):
         raise ValueError(f"'{title}': nothing has matured yet or is estimated, so there is nothing to draw")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(figure=figure, line=_line)
     of_dates = [
         {"date": one, "metrics": {metric.metric: metric for metric in one.metrics}}
         for one in reversed(performance.dates)
     ]
-    return environment.get_template("performance.html").render(
+    return template("performance.html", figure=figure, line=_line).render(
         title=title,
         performance=performance,
         pictures=_pictures(performance),
