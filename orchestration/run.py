@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -41,10 +41,6 @@ from orchestration.warehouse import WarehouseError
 from serving.answers import summarise
 from serving.generations import store
 from serving.generations.generation import CorruptGeneration, Generation
-
-if TYPE_CHECKING:
-    pass
-
 
 DEFAULT_PORTS = {"PORT": 8000, "UI_PORT": 3000}
 # Shown with the run in the UI.
