@@ -40,16 +40,21 @@ class EstimatedMetric(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
-class EstimatedDate(msgspec.Struct, frozen=True, kw_only=True):
-    """What the metrics of a version will likely be on an as-of date whose labels have not matured yet."""
+class ScoredDate(msgspec.Struct, frozen=True, kw_only=True):
+    """An as-of date that a version has scored, of which there are metrics."""
 
     as_of_date: date
     model_version: int
     served_version: Annotated[
         int | None, Meta(description="The champion when the date was first scored; null if that can't be told.")
     ]
+    sampled: Annotated[int, Meta(description="Customers of whom the metrics are.")]
+
+
+class EstimatedDate(ScoredDate, frozen=True, kw_only=True):
+    """What the metrics of a version will likely be on an as-of date whose labels have not matured yet."""
+
     rows: Annotated[int, Meta(description="Customers with a prediction.")]
-    sampled: Annotated[int, Meta(description="Of which the metrics are.")]
     metrics: list[EstimatedMetric]
 
 

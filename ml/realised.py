@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from ml.estimation import EstimatedDate, EstimateError
+from ml.estimation import EstimatedDate, EstimateError, ScoredDate
 from ml.gains import Contact, Gain
 from ml.intervals import NORMAL_95, standard_errors
 from ml.metrics import CALIBRATION_BINS, HIGHER_IS_BETTER, METRICS, RANGES, Kind, evaluate
@@ -61,16 +61,10 @@ class RealisedMetric(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
-class RealisedDate(msgspec.Struct, frozen=True, kw_only=True):
+class RealisedDate(ScoredDate, frozen=True, kw_only=True):
     """What the predictions that a version made for an as-of date were worth, once all its labels had matured."""
 
-    as_of_date: date
-    model_version: int
-    served_version: Annotated[
-        int | None, Meta(description="The champion when the date was first scored; null if that can't be told.")
-    ]
     rows: Annotated[int, Meta(description="Customers with a prediction and a label.")]
-    sampled: Annotated[int, Meta(description="Of which the metrics are.")]
     label_rate: Annotated[float | None, Meta(description="The mean label; null for a category.")]
     mean_score: Annotated[float, Meta(description="The mean score; of a category, that of the likeliest class.")]
     drifted: Annotated[
