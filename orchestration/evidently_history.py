@@ -14,10 +14,14 @@ def keep_snapshot(folder: Path, score: Score, snapshot: Any) -> dict[str, str]:
 
     folder.mkdir(parents=True, exist_ok=True)
     workspace = Workspace.create(str(folder))
-    name = f"{score.title} ({score.name})"
-    project = next((one for one in workspace.list_projects() if one.name == name), None)
+    # A score keeps its name for good, its title may be changed.
+    named = f" ({score.name})"
+    project = next((one for one in workspace.list_projects() if one.name.endswith(named)), None)
     if project is None:
-        project = workspace.create_project(name, score.description)
+        project = workspace.create_project(score.title + named, score.description)
+    elif (project.name, project.description) != (score.title + named, score.description):
+        project.name, project.description = score.title + named, score.description
+        project.save()
     return {"project": str(project.id), "run": str(workspace.add_run(project.id, snapshot).id)}
 
 

@@ -566,3 +566,11 @@ def test_a_page_of_the_newest_date_is_written_once_and_again_with_the_labels_whe
     assert project.name == "Leaving (leaving)"
     (run,) = workspace.list_runs(project.id)
     assert str(run) == read_json(page.with_name("drift.json"))["page"]["evidently"]["run"]
+
+    # Another title is no other score.
+    titled = msgspec.structs.replace(score, title="Going away", description="Whether they go.")
+    assert report_drift(connection, msgspec.structs.replace(PROJECT, today=week(19)), titled, where)["changed"] is False
+    page.unlink()
+    report_drift(connection, msgspec.structs.replace(PROJECT, today=week(19)), titled, where)
+    (project,) = workspace.list_projects()
+    assert (project.name, project.description) == ("Going away (leaving)", "Whether they go.")
