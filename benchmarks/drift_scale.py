@@ -113,8 +113,9 @@ def make(folder: Path, rows: str, columns: str) -> dict[str, float]:
         versions.create_tables(connection)
         versions.record_version(connection, card, "")
         connection.execute(
-            "update ml.model_versions set training_set = 'set', train_to = ?, holdout_from = ?, holdout_to = ?",
-            [FIRST + timedelta(weeks=WEEKS), AS_OF, AS_OF],
+            "update ml.model_versions set training_set = 'set', train_from = ?, train_to = ?, holdout_from = ?,"
+            " holdout_to = ?",
+            [FIRST, FIRST + timedelta(weeks=WEEKS), AS_OF, AS_OF],
         )
         scored = {"as_of_date": AS_OF, "rows": int(rows), "made_from": "made up"}
         versions.record_scored_dates(connection, score, 1, [scored], datetime.now(UTC))

@@ -80,7 +80,8 @@ def _reference(
     version = champion["version"]
     declared = score.alerts.segments
     kept = [name for name in card.importance if _is_segment(card, name)][:1] if declared is None else declared
-    of = f"{RECIPE} {champion['training_set']} {champion['train_to']} {champion['holdout_from']} {', '.join(kept)}"
+    learned = f"{champion['training_set']} {champion['train_from']} {champion['train_to']} {champion['holdout_from']}"
+    of = f"{RECIPE} {learned} {', '.join(kept)}"
     bins, made_from = drift_tables.bins_of(connection, score, version)
     is_new = made_from != of
     if is_new:
@@ -152,9 +153,10 @@ def trained_rows(connection: Connection, score: Score, champion: Mapping[str, An
             f"score '{score.name}': {file}, from which version {champion['version']} has learned, is missing or"
             " damaged, so its drift can't be told; bring a copy back. The next champion has a training set of its own"
         )
+    as_of = warehouse.name(score.as_of)
     return f"""
         select * from read_parquet({warehouse.literal(str(file))})
-        where {warehouse.name(score.as_of)}::date <= date '{champion["train_to"]}'
+        where {as_of}::date between date '{champion["train_from"]}' and date '{champion["train_to"]}'
             and matures_on::date <= date '{champion["holdout_from"]}'
     """
 

@@ -191,6 +191,16 @@ def test_figures_are_those_of_all_rows(connection: Connection) -> None:
     assert reference[1] == pytest.approx(card.importance["spend"] / 100, abs=1e-6)
 
 
+def test_rows_before_the_window_that_a_version_learned_from_are_no_reference(
+    connection: Connection, where: Paths
+) -> None:
+    which = "column_name = 'spend' and reference = 'training' and segment_column is null"
+    ((before,),) = metrics(connection, "distinct reference_rows", which)
+    connection.execute(f"update ml.model_versions set train_from = date '{week(4)}'")
+    assert measured(connection, where) == STEADY
+    assert metrics(connection, "distinct reference_rows", which) == [(before - 4 * CUSTOMERS,)]
+
+
 def test_the_score_and_its_bands_are_compared_with_what_was_said_of_held_out_dates(connection: Connection) -> None:
     which = f"column_name in ('{PREDICTION}', '{BAND}') and as_of_date = '{STEADY[-1]}'"
     which = f"{which} and reference = 'training' and segment_column is null"
