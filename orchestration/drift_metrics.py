@@ -122,7 +122,13 @@ def _count_reference(
     rows = trained_rows(connection, score, champion, where)
     as_of, keys = warehouse.name(score.as_of), warehouse.names([*score.entity, score.as_of])
     there = connection.sql(rows).columns
-    segments = [_values(connection, score, name, rows) for name in segment_columns if name in there]
+    learned = {column.name: column.categories for column in card.encoder.columns}
+    segments = [
+        # Of a column that nobody has named, the values that the model knows: there may be very many rare ones besides.
+        Segments(name, learned[name]) if score.alerts.segments is None else _values(connection, score, name, rows)
+        for name in segment_columns
+        if name in there
+    ]
     bins = learn_bins(connection, rows, card.encoder.columns, f"{keys}, {SEED}")
     trained = count(connection, rows, f"{as_of}::date", bins, segments, each=False)
     held_out = [day for day in scored if champion["holdout_from"] <= day <= champion["holdout_to"]] or scored[:1]

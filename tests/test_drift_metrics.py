@@ -286,6 +286,22 @@ def test_a_segment_of_very_many_values_is_refused(connection: Connection, where:
         measured(connection, where, a_score(alerts=Alerts(segments=("joined_on",))))
 
 
+def test_rare_values_of_a_category_that_nobody_has_named_are_one_segment(connection: Connection, where: Paths) -> None:
+    file = training_set_file(where.training_sets, SCORE, "f" * 64)
+    rows = pq.read_table(file)
+    colours = [f"rare {place}" if place < 30 else colour for place, colour in enumerate(rows["colour"].to_pylist())]
+    place = rows.column_names.index("colour")
+    pq.write_table(rows.set_column(place, "colour", [colours]), file)
+    connection.execute("delete from monitoring.bins")  # so that it is counted anew
+    assert measured(connection, where, a_score(alerts=Alerts(report=False))) == STEADY
+    which = "part = 'trained' and column_name = 'spend' and segment_column = 'colour'"
+    found = dict(
+        connection.execute(f"select segment, rows from monitoring.distributions where {which} order by 1").fetchall()
+    )
+    assert found.pop("(other)") == 30
+    assert set(found) == {"unknown", *next(c.categories for c in a_model().card.encoder.columns if c.name == "colour")}
+
+
 def promote_another(connection: Connection, where: Paths) -> None:
     """Version 4, which is version 3 by another name, and has scored nobody."""
     model = a_model(version=4)
