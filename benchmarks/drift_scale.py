@@ -141,7 +141,7 @@ def reported(folder: Path, _: str, columns: str) -> dict[str, float]:
         assert measure_drift(connection, score, champion, where) == [AS_OF]
         measured = time.monotonic()
         card = load_card(where, score, 1)
-        write_figures(connection, score, champion, card, AS_OF, where)
+        write_figures(connection, score, champion, card, AS_OF, "", where)
         write_pages(connection, score, champion, card, AS_OF, [], AS_OF, where)
         written = time.monotonic()
     page = (where.reports / score.name / str(AS_OF) / "drift.html").read_bytes()

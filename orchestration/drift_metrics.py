@@ -37,7 +37,8 @@ LOOKED_BACK = timedelta(days=400)  # of earlier dates that a date may be compare
 
 
 def measure_drift(connection: Connection, score: Score, champion: dict[str, Any], where: Paths) -> list[date]:
-    """Measures the as-of dates that a champion has scored anew since they were measured; gives them.
+    """Measures the as-of dates that a champion has scored anew since they were measured; gives them, and those that
+    were withdrawn.
 
     Each date is compared with those before it, so the later ones are compared again too. What was withdrawn of the
     predictions is withdrawn here. Raises `ScoringError` if the rows that the version learned from are needed, as it was
@@ -65,7 +66,7 @@ def measure_drift(connection: Connection, score: Score, champion: dict[str, Any]
             made_from = {day: f"{scored[day]} {mark}" for day in due}
             drift_tables.keep_distributions(connection, score, version, SCORED, counted, made_from)
         _compare_from(connection, score, version, card, reference, min([*due, *gone]))
-    return due
+    return sorted([*due, *gone])
 
 
 def _reference(

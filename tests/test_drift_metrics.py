@@ -252,7 +252,7 @@ def test_a_date_that_was_corrected_is_measured_again_and_the_later_ones_are_comp
 def test_a_date_that_was_withdrawn_is_no_more_measured(connection: Connection, where: Paths) -> None:
     connection.execute(f"delete from features.customer_features where week = '{STEADY[2]}'")
     rescore(connection, where)
-    assert measured(connection, where) == []
+    assert measured(connection, where) == [STEADY[2]]
     assert [day for (day,) in metrics(connection, "distinct as_of_date")] == [STEADY[0], STEADY[1], STEADY[3]]
     which = f"as_of_date = '{STEADY[3]}' and column_name = 'spend' and reference = 'previous'"
     assert metrics(connection, "reference_date", which) == [(STEADY[1],)]
@@ -359,7 +359,7 @@ def told(connection: Connection, where: Paths) -> list[Known]:
     """What a run says is open."""
     days = measured(connection, where)
     card = load_card(where, SCORE, current_champion(connection, SCORE)["version"])
-    return update_incidents(connection, PROJECT, SCORE, card.version, card, days, where)
+    return update_incidents(connection, PROJECT, SCORE, card.version, card, min(days, default=None), where)
 
 
 def test_what_drifts_is_an_incident_on_the_second_date_and_one_row_whatever_drifts_with_it(
@@ -517,6 +517,36 @@ def test_figures_are_those_of_the_version_that_scores_also_after_a_promotion_was
     versions.promote(connection, SCORE, 3, "rollback", "it was better")
     report(connection, where)
     assert figures(where, STEADY[-1]) == before
+
+
+def test_dates_after_a_corrected_one_are_told_anew(connection: Connection, where: Paths) -> None:
+    for day in STEADY[1:]:
+        change(connection, where, day, "days_away = days_away + 30")
+    report(connection, where)
+    assert figures(where, STEADY[3])["column.days_away.since"] == str(STEADY[1])
+    change(connection, where, STEADY[1], "days_away = days_away - 30")
+    report(connection, where)
+    assert figures(where, STEADY[3])["column.days_away.since"] == str(STEADY[2])
+
+
+def test_a_run_that_is_stopped_before_it_has_told_of_a_date_leaves_it_to_the_next(
+    connection: Connection, where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(connection, where)
+    broken_at(connection, where, NEXT, LAST)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(incidents, "origin", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            report(connection, where)
+    assert [one.kind for one in report(connection, where)["incidents"]] == ["unit change"]
+
+
+def test_what_a_withdrawn_date_said_is_no_incident(connection: Connection, where: Paths) -> None:
+    broken_at(connection, where, NEXT, LAST)
+    assert report(connection, where)["incidents"]
+    connection.execute(f"delete from features.customer_features where week = '{LAST}'")
+    rescore(connection, where)
+    assert report(connection, where)["incidents"] == []
 
 
 def test_a_score_that_has_scored_nobody_has_no_report(connection: Connection, where: Paths) -> None:
