@@ -45,7 +45,7 @@ def _worse_since(dates: Sequence[RealisedDate]) -> list[RealisedDate]:
 
 def _keep(connection: Connection, score: Score, performance: Performance, worse: Sequence[RealisedDate]) -> None:
     first, newest = worse[0], worse[-1]
-    # One that lasts goes on, whichever its first date is now: one may have been corrected, and old ones are read no more.
+    # One that lasts goes on, whichever its first date is now: that may have been corrected, or be read no more.
     lasting = connection.execute(
         f"select incident from monitoring.incidents where score = ? and model_version = ? and kind = ? and {OPEN}",
         [score.name, performance.model_version, PROMISE],
