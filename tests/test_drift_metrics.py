@@ -448,6 +448,20 @@ def test_a_second_cause_is_an_incident_of_its_own_though_the_score_goes_with_it_
     assert "spend" in broken.columns and PREDICTION in broken.columns
 
 
+def test_a_column_that_breaks_after_it_has_moved_is_an_incident_of_its_own(
+    connection: Connection, where: Paths
+) -> None:
+    for day in STEADY[1:]:
+        change(connection, where, day, "days_away = days_away + 30, spend = spend + 60")
+    (moved,) = told(connection, where)
+    assert moved.severity == "warn" and {"days_away", "spend"} <= set(moved.columns)
+    mark_sent(connection, SCORE, moved.incident)
+    add(connection, where, NEXT, LAST, days_away="days_away + 30", spend="null")
+    found = {one.severity: one for one in told(connection, where)}
+    assert (found["error"].kind, found["error"].sent_at) == ("stuck at null", None)
+    assert "warn" not in found or found["warn"].incident == moved.incident
+
+
 def test_a_run_without_news_says_what_is_open(connection: Connection, where: Paths) -> None:
     broken_at(connection, where, NEXT, LAST)
     opened = told(connection, where)
