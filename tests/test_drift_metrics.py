@@ -627,6 +627,9 @@ def test_a_page_of_the_newest_date_is_written_once_and_again_with_the_labels_whe
     )
     assert '"the score"' in page.read_text() and '"the label"' not in page.read_text()
     assert report_of(week(18))["changed"] is False
+    score = a_score(alerts=Alerts(segments=("colour",), impact=0.5))
+    assert report_of(week(18))["changed"] is True
+    assert "that weigh 50.0% of the score" in head_of(page.read_text())["What would change this"]
 
     assert report_of(week(19))["changed"] is True
     assert '"the label"' in page.read_text()
