@@ -50,15 +50,15 @@ def measure_drift(connection: Connection, score: Score, champion: dict[str, Any]
     scored = versions.scored_dates(connection, score, version)
     if not scored:
         return []
-    reference, segments, is_new = _reference(connection, score, champion, card, sorted(scored), where)
+    reference, segments = _reference(connection, score, champion, card, sorted(scored), where)
     mark = f"{RECIPE} {score.alerts.effect} {score.alerts.rows}"
-    known = {} if is_new else drift_tables.counted(connection, score, version)
+    known = drift_tables.counted(connection, score, version)
     due = sorted(day for day in scored if known.get(day) != f"{scored[day]} {mark}")
     gone = sorted(known.keys() - scored.keys())
     if not due and not gone:
         return []
     with warehouse.transaction(connection):
-        drift_tables.forget_distributions(connection, score, version, SCORED, None if is_new else [*due, *gone])
+        drift_tables.forget_distributions(connection, score, version, SCORED, [*due, *gone])
         if due:
             bins = list(reference.bins.values())
             rows = scored_rows(score, version, [*reference.bins, *(one.column for one in segments)], due)
@@ -76,16 +76,15 @@ def _reference(
     card: "Card",
     scored: Sequence[date],
     where: Paths,
-) -> tuple[Reference, list[Segments], bool]:
-    """What a version is compared with, counted once, and by which parts of the customers; and whether that was now."""
+) -> tuple[Reference, list[Segments]]:
+    """What a version is compared with, counted once, and by which parts of the customers."""
     version = champion["version"]
     declared = score.alerts.segments
     kept = [name for name in card.importance if _is_segment(card, name)][:1] if declared is None else declared
     learned = f"{champion['training_set']} {champion['train_from']} {champion['train_to']} {champion['holdout_from']}"
     of = f"{RECIPE} {learned} {', '.join(kept)}"
     bins, made_from = drift_tables.bins_of(connection, score, version)
-    is_new = made_from != of
-    if is_new:
+    if made_from != of:
         bins = _count_reference(connection, score, champion, card, scored, kept, of, where)
     dates: dict[str, dict[date, Distribution]] = {}
     held_out: dict[str, dict[date, Distribution]] = {}
@@ -100,7 +99,7 @@ def _reference(
             values[one.segment_column].add(one.segment)
     # None of a column that the version's rows lack, as it came later.
     segments = [Segments(name, tuple(sorted(values[name]))) for name in kept if values[name]]
-    return reference_of(bins, dates, of_segments, held_out), segments, is_new
+    return reference_of(bins, dates, of_segments, held_out), segments
 
 
 def _is_segment(card: "Card", name: str) -> bool:
@@ -148,6 +147,9 @@ def _count_reference(
         for part, counted in ((TRAINED, trained), (HELD_OUT, count(connection, said, "as_of_date", of_score))):
             drift_tables.forget_distributions(connection, score, version, part)
             drift_tables.keep_distributions(connection, score, version, part, counted, {})
+        # What was scored was counted beside another reference. Were it forgotten later, a run that is stopped before
+        # would leave it beside this one for good.
+        drift_tables.forget_distributions(connection, score, version, SCORED)
         drift_tables.keep_bins(connection, score, version, [*bins, *of_score], of)
     return [*bins, *of_score]
 

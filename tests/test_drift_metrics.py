@@ -14,7 +14,7 @@ import pytest
 from ml import registry
 from ml.alerts import Alerts
 from ml.declarations import Project, Score, Source
-from orchestration import drifting, incidents, versions
+from orchestration import drift_metrics, drifting, incidents, versions
 from orchestration.drift_metrics import BAND, PREDICTION, measure_drift
 from orchestration.drifting import drift_asset, report_drift
 from orchestration.incidents import Known, all_incidents, mark_sent, open_incidents, update_incidents
@@ -270,6 +270,18 @@ def test_other_segments_count_the_reference_again(connection: Connection, where:
         assert measured(connection, where, score) == STEADY
         found = metrics(connection, "distinct segment_column", "segment_column is not null")
         assert [name for (name,) in found] == names
+
+
+def test_a_run_that_is_stopped_after_it_has_counted_the_reference_leaves_nothing_beside_another(
+    connection: Connection, where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = a_score(alerts=Alerts(segments=("member",)))
+    with monkeypatch.context() as stopped:
+        stopped.setattr(drift_metrics, "_compare_from", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measured(connection, where, score)
+    assert measured(connection, where, score) == STEADY
+    assert metrics(connection, "distinct segment_column", "segment_column is not null") == [("member",)]
 
 
 def test_a_segment_that_came_after_the_version_is_left_out_until_another_has_learned(
