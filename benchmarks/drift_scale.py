@@ -113,8 +113,9 @@ def make(folder: Path, rows: str, columns: str) -> dict[str, float]:
         versions.create_tables(connection)
         versions.record_version(connection, card, "")
         connection.execute(
-            "update ml.model_versions set training_set = 'set', train_to = ?, holdout_from = ?, holdout_to = ?",
-            [FIRST + timedelta(weeks=WEEKS), AS_OF, AS_OF],
+            "update ml.model_versions set training_set = 'set', train_from = ?, train_to = ?, holdout_from = ?,"
+            " holdout_to = ?",
+            [FIRST, FIRST + timedelta(weeks=WEEKS), AS_OF, AS_OF],
         )
         scored = {"as_of_date": AS_OF, "rows": int(rows), "made_from": "made up"}
         versions.record_scored_dates(connection, score, 1, [scored], datetime.now(UTC))
@@ -140,7 +141,7 @@ def reported(folder: Path, _: str, columns: str) -> dict[str, float]:
         assert measure_drift(connection, score, champion, where) == [AS_OF]
         measured = time.monotonic()
         card = load_card(where, score, 1)
-        write_figures(connection, score, champion, card, AS_OF, where)
+        write_figures(connection, score, champion, card, AS_OF, "", where)
         write_pages(connection, score, champion, card, AS_OF, [], AS_OF, where)
         written = time.monotonic()
     page = (where.reports / score.name / str(AS_OF) / "drift.html").read_bytes()

@@ -37,7 +37,8 @@ LOOKED_BACK = timedelta(days=400)  # of earlier dates that a date may be compare
 
 
 def measure_drift(connection: Connection, score: Score, champion: dict[str, Any], where: Paths) -> list[date]:
-    """Measures the as-of dates that a champion has scored anew since they were measured; gives them.
+    """Measures the as-of dates that a champion has scored anew since they were measured; gives them, and those that
+    were withdrawn.
 
     Each date is compared with those before it, so the later ones are compared again too. What was withdrawn of the
     predictions is withdrawn here. Raises `ScoringError` if the rows that the version learned from are needed, as it was
@@ -49,15 +50,15 @@ def measure_drift(connection: Connection, score: Score, champion: dict[str, Any]
     scored = versions.scored_dates(connection, score, version)
     if not scored:
         return []
-    reference, segments, is_new = _reference(connection, score, champion, card, sorted(scored), where)
+    reference, segments = _reference(connection, score, champion, card, sorted(scored), where)
     mark = f"{RECIPE} {score.alerts.effect} {score.alerts.rows}"
-    known = {} if is_new else drift_tables.counted(connection, score, version)
+    known = drift_tables.counted(connection, score, version)
     due = sorted(day for day in scored if known.get(day) != f"{scored[day]} {mark}")
     gone = sorted(known.keys() - scored.keys())
     if not due and not gone:
         return []
     with warehouse.transaction(connection):
-        drift_tables.forget_distributions(connection, score, version, SCORED, None if is_new else [*due, *gone])
+        drift_tables.forget_distributions(connection, score, version, SCORED, [*due, *gone])
         if due:
             bins = list(reference.bins.values())
             rows = scored_rows(score, version, [*reference.bins, *(one.column for one in segments)], due)
@@ -65,7 +66,7 @@ def measure_drift(connection: Connection, score: Score, champion: dict[str, Any]
             made_from = {day: f"{scored[day]} {mark}" for day in due}
             drift_tables.keep_distributions(connection, score, version, SCORED, counted, made_from)
         _compare_from(connection, score, version, card, reference, min([*due, *gone]))
-    return due
+    return sorted([*due, *gone])
 
 
 def _reference(
@@ -75,15 +76,15 @@ def _reference(
     card: "Card",
     scored: Sequence[date],
     where: Paths,
-) -> tuple[Reference, list[Segments], bool]:
-    """What a version is compared with, counted once, and by which parts of the customers; and whether that was now."""
+) -> tuple[Reference, list[Segments]]:
+    """What a version is compared with, counted once, and by which parts of the customers."""
     version = champion["version"]
     declared = score.alerts.segments
     kept = [name for name in card.importance if _is_segment(card, name)][:1] if declared is None else declared
-    of = f"{RECIPE} {champion['training_set']} {champion['train_to']} {champion['holdout_from']} {', '.join(kept)}"
+    learned = f"{champion['training_set']} {champion['train_from']} {champion['train_to']} {champion['holdout_from']}"
+    of = f"{RECIPE} {learned} {', '.join(kept)}"
     bins, made_from = drift_tables.bins_of(connection, score, version)
-    is_new = made_from != of
-    if is_new:
+    if made_from != of:
         bins = _count_reference(connection, score, champion, card, scored, kept, of, where)
     dates: dict[str, dict[date, Distribution]] = {}
     held_out: dict[str, dict[date, Distribution]] = {}
@@ -98,7 +99,7 @@ def _reference(
             values[one.segment_column].add(one.segment)
     # None of a column that the version's rows lack, as it came later.
     segments = [Segments(name, tuple(sorted(values[name]))) for name in kept if values[name]]
-    return reference_of(bins, dates, of_segments, held_out), segments, is_new
+    return reference_of(bins, dates, of_segments, held_out), segments
 
 
 def _is_segment(card: "Card", name: str) -> bool:
@@ -121,7 +122,13 @@ def _count_reference(
     rows = trained_rows(connection, score, champion, where)
     as_of, keys = warehouse.name(score.as_of), warehouse.names([*score.entity, score.as_of])
     there = connection.sql(rows).columns
-    segments = [_values(connection, score, name, rows) for name in segment_columns if name in there]
+    learned = {column.name: column.categories for column in card.encoder.columns}
+    segments = [
+        # Of a column that nobody has named, the values that the model knows: there may be very many rare ones besides.
+        Segments(name, learned[name]) if score.alerts.segments is None else _values(connection, score, name, rows)
+        for name in segment_columns
+        if name in there
+    ]
     bins = learn_bins(connection, rows, card.encoder.columns, f"{keys}, {SEED}")
     trained = count(connection, rows, f"{as_of}::date", bins, segments, each=False)
     held_out = [day for day in scored if champion["holdout_from"] <= day <= champion["holdout_to"]] or scored[:1]
@@ -140,6 +147,9 @@ def _count_reference(
         for part, counted in ((TRAINED, trained), (HELD_OUT, count(connection, said, "as_of_date", of_score))):
             drift_tables.forget_distributions(connection, score, version, part)
             drift_tables.keep_distributions(connection, score, version, part, counted, {})
+        # What was scored was counted beside another reference. Were it forgotten later, a run that is stopped before
+        # would leave it beside this one for good.
+        drift_tables.forget_distributions(connection, score, version, SCORED)
         drift_tables.keep_bins(connection, score, version, [*bins, *of_score], of)
     return [*bins, *of_score]
 
@@ -152,9 +162,10 @@ def trained_rows(connection: Connection, score: Score, champion: Mapping[str, An
             f"score '{score.name}': {file}, from which version {champion['version']} has learned, is missing or"
             " damaged, so its drift can't be told; bring a copy back. The next champion has a training set of its own"
         )
+    as_of = warehouse.name(score.as_of)
     return f"""
         select * from read_parquet({warehouse.literal(str(file))})
-        where {warehouse.name(score.as_of)}::date <= date '{champion["train_to"]}'
+        where {as_of}::date between date '{champion["train_from"]}' and date '{champion["train_to"]}'
             and matures_on::date <= date '{champion["holdout_from"]}'
     """
 

@@ -98,7 +98,8 @@ def _write(
         scored = _with_labels(score, scored)
     current = _drawn(connection, score, scored, "as_of_date")
     _, content = warehouse.content_hash(connection, current)
-    mark = [champion["version"], champion["training_set"], content, features, with_label, metrics]
+    head = _head(score, metrics, features, incidents)
+    mark = [champion["version"], champion["training_set"], content, features, with_label, metrics, head, score.title]
     of = hashlib.sha256(json.dumps(mark).encode()).hexdigest()
     if known.get("of") == of and (folder / PAGE).is_file():
         return False
@@ -120,7 +121,7 @@ def _write(
         title=f"{score.title}: drift at {day}",
         day=day,
         columns=columns,
-        head=_head(score, metrics, features, incidents),
+        head=head,
     )
     ids = keep_snapshot(where.evidently, score, page.snapshot) if page.snapshot is not None else None
     forget_snapshots(where.evidently, [known["evidently"]] if known.get("evidently") else [])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ml.declarations import Project, Score
-from orchestration import versions, warehouse
+from orchestration import drift_tables, versions, warehouse
 from orchestration.alerting import tell_people
 from orchestration.cataloguing import tell_features
 from orchestration.checks import IN_ORDER, refuse_unsound
@@ -45,15 +45,18 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
         )
     card = load_card(where, score, version)
     measured = measure_drift(connection, score, champion, where)
-    incidents = update_incidents(connection, project, score, version, card, measured, where)
+    # The figures are written last of all, so a date is told when they are there: else a run that was stopped in between
+    # would have measured it, and no other would tell of it. Those of a version before may be there too.
+    of = drift_tables.counted(connection, score, version)
+    told = {day: read_json(where.reports / score.name / str(day) / FIGURES) for day in scored}
+    untold = [
+        day for day, known in told.items() if (known.get("model_version"), known.get("of")) != (version, of.get(day))
+    ]
+    first = min([*measured, *untold], default=None)  # those after it are compared with it
+    incidents = update_incidents(connection, project, score, version, card, first, where)
     newest = max(scored)
-    for day in sorted(scored):
-        # Those of a version before may be there, if a promotion was taken back, or a part of the file.
-        if (
-            day in measured
-            or read_json(where.reports / score.name / str(day) / FIGURES).get("model_version") != version
-        ):
-            write_figures(connection, score, champion, card, day, where)
+    for day in sorted(day for day in scored if first is not None and day >= first):
+        write_figures(connection, score, champion, card, day, of.get(day), where)
     changed = write_pages(connection, score, champion, card, newest, incidents, clock(project), where)
     page = where.reports / score.name / str(newest) / PAGE
     return {
@@ -67,11 +70,17 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
 
 
 def write_figures(
-    connection: Connection, score: Score, champion: Mapping[str, Any], card: "Card", day: date, where: Paths
+    connection: Connection,
+    score: Score,
+    champion: Mapping[str, Any],
+    card: "Card",
+    day: date,
+    of: str | None,
+    where: Paths,
 ) -> None:
     """Writes drift.json of a date: what was compared with what, and of each column its figures and verdict.
 
-    What is known of the date's page stays known, if it is of the same version.
+    `of` is what they were counted from. What is known of the date's page stays known, if it is of the same version.
     """
     rows = warehouse.rows(
         connection,
@@ -115,7 +124,7 @@ def write_figures(
             }
     file = where.reports / score.name / str(day) / FIGURES
     before = read_json(file)
-    known = {"model_version": champion["version"], "metrics": metrics}
+    known = {"model_version": champion["version"], "of": of, "metrics": metrics}
     page = before.get("page") if before.get("model_version") == champion["version"] else None
     with replaced(file) as staged:
         staged.write_text(json.dumps({**known, **({"page": page} if page else {})}, indent=1, default=str))

@@ -52,11 +52,11 @@ def update_incidents(
     score: Score,
     version: int,
     card: "Card",
-    days: Sequence[date],
+    first: date | None,
     where: Paths,
 ) -> list[Known]:
-    """Brings the incidents of a version up to date with the as-of dates that were measured now; gives those that are
-    open. Those of versions before are closed, as another scores now."""
+    """Brings the incidents of a version up to date with what was measured of an as-of date and those after it (None:
+    nothing is new); gives those that are open. Those of versions before are closed, as another scores now."""
     drift_tables.create_tables(connection)
     measured = _measured(connection, score, version)
     with warehouse.transaction(connection):
@@ -67,12 +67,12 @@ def update_incidents(
             """,
             [measured[-1] if measured else None, score.name, version],
         )
-        if days:
-            sent = _take_back(connection, score, version, min(days))
+        if first is not None:
+            sent = _take_back(connection, score, version, first)
             manifest = load_manifest(where)
             lineage = Lineage(manifest, where)
             made_of = {column.name: lineage.roots(score.features_id, column.name) for column in card.features}
-            drifted = _drifted(connection, score, version, card, made_of, min(days))
+            drifted = _drifted(connection, score, version, card, made_of, first)
             lost = lost_tables(
                 connection,
                 project,
@@ -82,7 +82,7 @@ def update_incidents(
                 {day: {root for one in some for root in one.roots} for day, some in drifted.items()},
             )
             importance = {name: importance_of(card, name) for name in made_of}
-            for day in (day for day in measured if day >= min(days)):
+            for day in (day for day in measured if day >= first):
                 said = [one for one in drifted.get(day, []) if one.column in (PREDICTION, BAND)]
                 features = [one for one in drifted.get(day, []) if one not in said]
                 dates = [one for one in measured if one <= day]
@@ -211,7 +211,14 @@ def _keep(
     went_on = set()
     for incident in found:
         names = _of_cause([one.column for one in incident.columns])
-        same = [one for one in lasting if names & _of_cause(one.columns) and one.incident not in went_on]
+        same = [
+            one
+            for one in lasting
+            if names & _of_cause(one.columns)
+            and one.incident not in went_on
+            # Who was told that customers have moved was not told that the data are broken.
+            and not (incident.is_breakage and one.severity == "warn")
+        ]
         row = {
             "kind": incident.kind,
             "cause": incident.cause,

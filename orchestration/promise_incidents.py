@@ -45,7 +45,12 @@ def _worse_since(dates: Sequence[RealisedDate]) -> list[RealisedDate]:
 
 def _keep(connection: Connection, score: Score, performance: Performance, worse: Sequence[RealisedDate]) -> None:
     first, newest = worse[0], worse[-1]
-    number = number_of(score.name, performance.model_version, PROMISE, first.as_of_date)
+    # One that lasts goes on, whichever its first date is now: that may have been corrected, or be read no more.
+    lasting = connection.execute(
+        f"select incident from monitoring.incidents where score = ? and model_version = ? and kind = ? and {OPEN}",
+        [score.name, performance.model_version, PROMISE],
+    ).fetchall()
+    number = lasting[0][0] if lasting else number_of(score.name, performance.model_version, PROMISE, first.as_of_date)
     causes = "; ".join(f"{cause.name}: {cause.told}" for cause in performance.causes)
     row = {
         "score": score.name,
@@ -56,10 +61,7 @@ def _keep(connection: Connection, score: Score, performance: Performance, worse:
         "told": f"on {len(worse)} matured dates in a row: {performance.told}",
         "origin": f"likely cause: {causes}" if causes else None,
     }
-    known = connection.execute(
-        f"select 1 from monitoring.incidents where score = ? and incident = ? and {OPEN}", [score.name, number]
-    ).fetchall()
-    if known:
+    if lasting:
         assigned = ", ".join(f"{name} = ${name}" for name in row if name not in ("score", "incident"))
         connection.execute(
             f"update monitoring.incidents set {assigned} where score = $score and incident = $incident", row

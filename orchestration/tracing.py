@@ -168,7 +168,8 @@ def _changed(connection: Connection, rows: str, column: Column, by: str, keys: S
         query = f"select {name}, count(*) from ({rows}) where {name} is not null group by 1 order by 2 desc, 1 limit ?"
         values = [str(value) for value, _ in connection.execute(query, [MOST_VALUES]).fetchall()]
         column = Column(column.name, column.type, tuple(sorted(values)))
-    (bins,) = learn_bins(connection, rows, [column], f"{by}, {name}")
+    # Drawn by whole rows: of a column of few values a hash of these alone would draw all or none of their rows.
+    (bins,) = learn_bins(connection, rows, [column], warehouse.names(connection.sql(rows).columns))
     of_key = _counted(connection, rows, by, bins)
     ordered = [key for key in keys if key in of_key]
     best: tuple[float, Any, Sequence[Any]] | None = None

@@ -152,7 +152,17 @@ def _moved(bins: Bins, current: Distribution, reference: Distribution) -> str:
 
 
 def _where(segments: Sequence[InSegment], told: str, effect: float) -> Fault | None:
-    """Whether only a part of the customers has moved, or none within its part: then the parts' shares have."""
+    """Whether only a part of the customers has moved, or none within its part: then the parts' shares have.
+
+    Each column makes parts of all customers, so each is looked at alone, the first that tells something counts.
+    """
+    by_column: dict[str, list[InSegment]] = {}
+    for one in segments:
+        by_column.setdefault(one.column, []).append(one)
+    return next((found for parts in by_column.values() if (found := _in_parts(parts, told, effect))), None)
+
+
+def _in_parts(segments: Sequence[InSegment], told: str, effect: float) -> Fault | None:
     rows = sum(one.rows for one in segments)
     if len(segments) < 2 or not rows:
         return None

@@ -46,8 +46,8 @@ class Lost(msgspec.Struct, frozen=True):
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
     """Columns that have drifted by one cause, the weightiest first.
 
-    `kind` is "lost source", a fault of `reports.faults`, or "score" if the scores have moved and no feature has;
-    `cause` the raw table or column that they have in common, None where there is none.
+    `kind` is "lost source", a fault of `reports.faults`, or "score" if the scores have moved and no feature that weighs
+    enough; `cause` the raw table or column that they have in common, None where there is none.
     """
 
     kind: str
@@ -87,7 +87,7 @@ def alerts_of(
     lasting, said = ([one for one in some if one.began <= since] for some in (drifted, predictions))
     tables = {_table(root) for one in lasting for root in one.roots}
     gone = {table: one for table, one in lost.items() if one.since <= since or table in tables}
-    found = incidents_of(lasting, made_of, gone, importance, said)
+    found = incidents_of(lasting, made_of, gone, importance, said, alerts.impact)
     return [one for one in found if one.impact >= alerts.impact]
 
 
@@ -97,6 +97,7 @@ def incidents_of(
     lost: Mapping[str, Lost],
     importance: Mapping[str, float],
     predictions: Sequence[Drifted] = (),
+    least: float = 0.0,
 ) -> list[Incident]:
     """The incidents of a date, breakages first, then the weightiest.
 
@@ -109,7 +110,8 @@ def incidents_of(
        one date go together, and with them what merely moved on that date and is made from that table,
     3. and all that merely moved into one incident.
 
-    The score goes with the weightiest of these, as its consequence.
+    The score goes with the weightiest of these, as its consequence, if that weighs `least`: else nobody would be told
+    that it has moved, for want of weight of what is not the cause.
     """
     of_lost = [_lost_source(table, lost[table], drifted, made_of, importance) for table in sorted(lost)]
     found = [one for one in of_lost if one is not None]
@@ -122,12 +124,13 @@ def incidents_of(
     found.sort(key=lambda one: (not one.is_breakage, -one.impact))
     if not predictions:
         return found
-    if not found:
+    weightiest = next((one for one in found if one.impact >= least), None)
+    if weightiest is None:
         alone = _incident("score", predictions, None)
-        return [msgspec.structs.replace(alone, weighs=max(one.impact for one in predictions))]
-    weightiest, *others = found  # the score moves with the features, so it weighs nothing besides
-    columns = (*weightiest.columns, *predictions)
-    return [msgspec.structs.replace(weightiest, columns=columns, weighs=weightiest.impact), *others]
+        return [msgspec.structs.replace(alone, weighs=max(one.impact for one in predictions)), *found]
+    columns = (*weightiest.columns, *predictions)  # the score moves with the features, so it weighs nothing besides
+    with_score = msgspec.structs.replace(weightiest, columns=columns, weighs=weightiest.impact)
+    return [with_score if one is weightiest else one for one in found]
 
 
 def _without(drifted: Sequence[Drifted], found: Sequence[Incident]) -> list[Drifted]:
@@ -218,7 +221,7 @@ def told(incident: Incident, most: int = 3) -> str:
     """An incident in a sentence: what, since when, by which columns, and where it comes from."""
     what = {
         "lost source": f"nothing comes from {incident.cause} any more",
-        "score": "the scores have moved, though no feature has",
+        "score": "the scores have moved, though no feature that weighs enough",
         "shift": "customers have moved",
         "mix": "the mix of customers has changed",
         "part of the customers": "a part of the customers has moved",

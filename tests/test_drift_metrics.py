@@ -14,7 +14,7 @@ import pytest
 from ml import registry
 from ml.alerts import Alerts
 from ml.declarations import Project, Score, Source
-from orchestration import drifting, incidents, versions
+from orchestration import drift_metrics, drifting, incidents, versions
 from orchestration.drift_metrics import BAND, PREDICTION, measure_drift
 from orchestration.drifting import drift_asset, report_drift
 from orchestration.incidents import Known, all_incidents, mark_sent, open_incidents, update_incidents
@@ -191,6 +191,16 @@ def test_figures_are_those_of_all_rows(connection: Connection) -> None:
     assert reference[1] == pytest.approx(card.importance["spend"] / 100, abs=1e-6)
 
 
+def test_rows_before_the_window_that_a_version_learned_from_are_no_reference(
+    connection: Connection, where: Paths
+) -> None:
+    which = "column_name = 'spend' and reference = 'training' and segment_column is null"
+    ((before,),) = metrics(connection, "distinct reference_rows", which)
+    connection.execute(f"update ml.model_versions set train_from = date '{week(4)}'")
+    assert measured(connection, where) == STEADY
+    assert metrics(connection, "distinct reference_rows", which) == [(before - 4 * CUSTOMERS,)]
+
+
 def test_the_score_and_its_bands_are_compared_with_what_was_said_of_held_out_dates(connection: Connection) -> None:
     which = f"column_name in ('{PREDICTION}', '{BAND}') and as_of_date = '{STEADY[-1]}'"
     which = f"{which} and reference = 'training' and segment_column is null"
@@ -242,7 +252,7 @@ def test_a_date_that_was_corrected_is_measured_again_and_the_later_ones_are_comp
 def test_a_date_that_was_withdrawn_is_no_more_measured(connection: Connection, where: Paths) -> None:
     connection.execute(f"delete from features.customer_features where week = '{STEADY[2]}'")
     rescore(connection, where)
-    assert measured(connection, where) == []
+    assert measured(connection, where) == [STEADY[2]]
     assert [day for (day,) in metrics(connection, "distinct as_of_date")] == [STEADY[0], STEADY[1], STEADY[3]]
     which = f"as_of_date = '{STEADY[3]}' and column_name = 'spend' and reference = 'previous'"
     assert metrics(connection, "reference_date", which) == [(STEADY[1],)]
@@ -262,6 +272,18 @@ def test_other_segments_count_the_reference_again(connection: Connection, where:
         assert [name for (name,) in found] == names
 
 
+def test_a_run_that_is_stopped_after_it_has_counted_the_reference_leaves_nothing_beside_another(
+    connection: Connection, where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = a_score(alerts=Alerts(segments=("member",)))
+    with monkeypatch.context() as stopped:
+        stopped.setattr(drift_metrics, "_compare_from", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measured(connection, where, score)
+    assert measured(connection, where, score) == STEADY
+    assert metrics(connection, "distinct segment_column", "segment_column is not null") == [("member",)]
+
+
 def test_a_segment_that_came_after_the_version_is_left_out_until_another_has_learned(
     connection: Connection, where: Paths
 ) -> None:
@@ -274,6 +296,22 @@ def test_a_segment_that_came_after_the_version_is_left_out_until_another_has_lea
 def test_a_segment_of_very_many_values_is_refused(connection: Connection, where: Paths) -> None:
     with pytest.raises(ScoringError, match="alerts: segments names 'joined_on', which has more than 20 values"):
         measured(connection, where, a_score(alerts=Alerts(segments=("joined_on",))))
+
+
+def test_rare_values_of_a_category_that_nobody_has_named_are_one_segment(connection: Connection, where: Paths) -> None:
+    file = training_set_file(where.training_sets, SCORE, "f" * 64)
+    rows = pq.read_table(file)
+    colours = [f"rare {place}" if place < 30 else colour for place, colour in enumerate(rows["colour"].to_pylist())]
+    place = rows.column_names.index("colour")
+    pq.write_table(rows.set_column(place, "colour", [colours]), file)
+    connection.execute("delete from monitoring.bins")  # so that it is counted anew
+    assert measured(connection, where, a_score(alerts=Alerts(report=False))) == STEADY
+    which = "part = 'trained' and column_name = 'spend' and segment_column = 'colour'"
+    found = dict(
+        connection.execute(f"select segment, rows from monitoring.distributions where {which} order by 1").fetchall()
+    )
+    assert found.pop("(other)") == 30
+    assert set(found) == {"unknown", *next(c.categories for c in a_model().card.encoder.columns if c.name == "colour")}
 
 
 def promote_another(connection: Connection, where: Paths) -> None:
@@ -333,7 +371,7 @@ def told(connection: Connection, where: Paths) -> list[Known]:
     """What a run says is open."""
     days = measured(connection, where)
     card = load_card(where, SCORE, current_champion(connection, SCORE)["version"])
-    return update_incidents(connection, PROJECT, SCORE, card.version, card, days, where)
+    return update_incidents(connection, PROJECT, SCORE, card.version, card, min(days, default=None), where)
 
 
 def test_what_drifts_is_an_incident_on_the_second_date_and_one_row_whatever_drifts_with_it(
@@ -422,6 +460,20 @@ def test_a_second_cause_is_an_incident_of_its_own_though_the_score_goes_with_it_
     assert "spend" in broken.columns and PREDICTION in broken.columns
 
 
+def test_a_column_that_breaks_after_it_has_moved_is_an_incident_of_its_own(
+    connection: Connection, where: Paths
+) -> None:
+    for day in STEADY[1:]:
+        change(connection, where, day, "days_away = days_away + 30, spend = spend + 60")
+    (moved,) = told(connection, where)
+    assert moved.severity == "warn" and {"days_away", "spend"} <= set(moved.columns)
+    mark_sent(connection, SCORE, moved.incident)
+    add(connection, where, NEXT, LAST, days_away="days_away + 30", spend="null")
+    found = {one.severity: one for one in told(connection, where)}
+    assert (found["error"].kind, found["error"].sent_at) == ("stuck at null", None)
+    assert "warn" not in found or found["warn"].incident == moved.incident
+
+
 def test_a_run_without_news_says_what_is_open(connection: Connection, where: Paths) -> None:
     broken_at(connection, where, NEXT, LAST)
     opened = told(connection, where)
@@ -493,6 +545,36 @@ def test_figures_are_those_of_the_version_that_scores_also_after_a_promotion_was
     assert figures(where, STEADY[-1]) == before
 
 
+def test_dates_after_a_corrected_one_are_told_anew(connection: Connection, where: Paths) -> None:
+    for day in STEADY[1:]:
+        change(connection, where, day, "days_away = days_away + 30")
+    report(connection, where)
+    assert figures(where, STEADY[3])["column.days_away.since"] == str(STEADY[1])
+    change(connection, where, STEADY[1], "days_away = days_away - 30")
+    report(connection, where)
+    assert figures(where, STEADY[3])["column.days_away.since"] == str(STEADY[2])
+
+
+def test_a_run_that_is_stopped_before_it_has_told_of_a_date_leaves_it_to_the_next(
+    connection: Connection, where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(connection, where)
+    broken_at(connection, where, NEXT, LAST)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(incidents, "origin", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            report(connection, where)
+    assert [one.kind for one in report(connection, where)["incidents"]] == ["unit change"]
+
+
+def test_what_a_withdrawn_date_said_is_no_incident(connection: Connection, where: Paths) -> None:
+    broken_at(connection, where, NEXT, LAST)
+    assert report(connection, where)["incidents"]
+    connection.execute(f"delete from features.customer_features where week = '{LAST}'")
+    rescore(connection, where)
+    assert report(connection, where)["incidents"] == []
+
+
 def test_a_score_that_has_scored_nobody_has_no_report(connection: Connection, where: Paths) -> None:
     promote_another(connection, where)
     with pytest.raises(ScoringError, match="version 4 has scored nobody yet; materialize predictions/leaving first"):
@@ -557,6 +639,9 @@ def test_a_page_of_the_newest_date_is_written_once_and_again_with_the_labels_whe
     )
     assert '"the score"' in page.read_text() and '"the label"' not in page.read_text()
     assert report_of(week(18))["changed"] is False
+    score = a_score(alerts=Alerts(segments=("colour",), impact=0.5))
+    assert report_of(week(18))["changed"] is True
+    assert "that weigh 50.0% of the score" in head_of(page.read_text())["What would change this"]
 
     assert report_of(week(19))["changed"] is True
     assert '"the label"' in page.read_text()

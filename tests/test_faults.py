@@ -205,6 +205,20 @@ def test_more_customers_of_a_part_are_another_mix() -> None:
     assert told.endswith("but not within each town: their shares have moved")
 
 
+def test_every_column_makes_parts_of_its_own() -> None:
+    was, now = of_spend(spend()), of_spend(np.concatenate([spend(2, 3000), spend(3, 1000) * 1.6]))
+    still, moved = of_spend(spend(2, 3000)), of_spend(spend(3, 1000) * 1.6)
+    half = of_spend(np.concatenate([spend(2, 1500), spend(3, 500) * 1.6]))
+    by_age = [
+        InSegment(column="age", value=value, rows=half.rows, comparison=compare(half, was))
+        for value in ("old", "young")
+    ]
+    by_town = in_parts(Bern=(still, was), Basel=(moved, was))
+    for segments in (by_town + by_age, by_age + by_town):
+        kind, told = told_of(SPEND, now, was, segments=segments)
+        assert (kind, told.endswith(", only where town is 'Basel'")) == ("part of the customers", True)
+
+
 def test_one_part_alone_tells_nothing() -> None:
     was, moved = of_spend(spend()), of_spend(spend(3) * 1.4)
     assert told_of(SPEND, moved, was, segments=in_parts(Bern=(moved, was)))[0] == "shift"

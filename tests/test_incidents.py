@@ -171,6 +171,16 @@ def test_the_score_alone_is_worth_an_alert() -> None:
     assert (found.kind, found.is_breakage) == ("score", False)
 
 
+@pytest.mark.parametrize("kind", ["stuck at null", "shift"])
+def test_a_column_that_weighs_nothing_does_not_hide_that_the_score_has_moved(kind: Kind) -> None:
+    said = [drifted("the score", importance=1.0)]
+    (found,) = alerts(drifted("age", kind, importance=0.0001), said=said)
+    assert (found.kind, found.impact) == ("score", pytest.approx(0.2))
+    broken, moved = drifted("age", "stuck at null", importance=0.0001), drifted("rate")
+    (found,) = alerts(broken, moved, said=said)
+    assert [one.column for one in found.columns] == ["rate", "the score"]
+
+
 # --- In words
 
 
@@ -210,6 +220,6 @@ def test_moves_are_told_in_plain_words(kind: Kind, words: str) -> None:
 def test_a_score_that_moved_alone_has_no_importance_to_tell() -> None:
     (found,) = incidents_of([], MADE_OF, {}, IMPORTANCE, [drifted("the score", importance=1.0)])
     assert told(found) == (
-        "the scores have moved, though no feature has, since 2024-04-29:"
+        "the scores have moved, though no feature that weighs enough, since 2024-04-29:"
         " the score (20% beyond the usual: the score is odd)"
     )

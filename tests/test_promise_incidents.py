@@ -48,6 +48,14 @@ def test_two_in_a_row_are_one_incident_until_a_date_keeps_the_promise(connection
     assert told(connection, "as promised", "worse", "worse", "worse", "better") == []
 
 
+def test_an_incident_that_lasts_stays_one_though_its_first_date_is_another_now(
+    connection: duckdb.DuckDBPyConnection,
+) -> None:
+    (opened,) = told(connection, "worse", "worse", "worse")
+    (goes_on,) = told(connection, "as promised", "worse", "worse")
+    assert (goes_on.incident, goes_on.began_on) == (opened.incident, opened.began_on)
+
+
 def test_the_owner_says_on_how_many_dates(connection: duckdb.DuckDBPyConnection) -> None:
     assert told(connection, "worse", "worse", dates=3) == []
     (opened,) = told(connection, "worse", "worse", "worse", dates=3)

@@ -8,6 +8,7 @@ import duckdb
 import pytest
 
 from ml.declarations import Project, Source
+from orchestration import distributions
 from orchestration.figures import create_tables
 from orchestration.tracing import lost_tables, origin
 
@@ -178,6 +179,15 @@ def test_columns_of_any_type_are_traced_whatever_they_are_called(
     found = of(connection, f"raw.visits.{column}")
     assert found is not None and found.startswith("began with batch batch 09 of raw.visits (loaded 2024-05-06 06:00")
     assert told in found
+
+
+def test_a_column_of_few_values_in_very_many_rows_is_traced(
+    connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributions, "SAMPLED", 10)
+    connection.execute("update raw.visits set \"key\" = 3 where _batch_id >= 'batch 07'")
+    found = of(connection, "raw.visits.key")
+    assert found is not None and "batch 07" in found and "all rows are 3" in found
 
 
 def test_where_all_rows_came_with_one_batch_the_week_is_named(connection: duckdb.DuckDBPyConnection) -> None:
