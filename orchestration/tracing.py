@@ -39,10 +39,10 @@ def lost_tables(
 ) -> dict[date, dict[str, Lost]]:
     """Of each of these as-of dates the raw tables, as `raw.orders`, from which nothing comes any more.
 
-    The newest row before such a date is older than it ever was on the dates that were `learned` from, twice as old at
-    the least, by the table's cursor. Of a table without one it is told only where columns have drifted that are made
-    from it (`suspected`), by those of their `roots` (raw columns, as `raw.orders.ordered_at`) that are times. On the
-    last of the dates a table is lost too whose last load has failed.
+    The newest row before such a date is older than it ever was on the dates that were `learned` from, by the table's
+    cursor: twice as old at the least, unless the table's last load has failed. Of a table without one it is told only
+    where columns have drifted that are made from it (`suspected`), by those of their `roots` (raw columns, as
+    `raw.orders.ordered_at`) that are times. On the last of the dates a table is lost too whose last load has failed.
     """
     found: dict[date, dict[str, Lost]] = {day: {} for day in days}
     by_table: dict[str, set[str]] = {}
@@ -58,20 +58,22 @@ def lost_tables(
         others = sorted(name for name in by_table[table] if types.get(name) in TIMES and name not in OWN)
         if not has_cursor and not any(table in some for some in suspects.values()):
             others = []
-        for column in [str(source.cursor)] if has_cursor else others:
-            for day, lost in _silent(connection, table, column, learned, days).items():
-                if has_cursor or table in suspects.get(day, ()):
-                    found[day].setdefault(table, lost)
         fault = _failed(connection, source) if days else None
+        late = 1 if fault and has_cursor else LATE
+        for column in [str(source.cursor)] if has_cursor else others:
+            for day, lost in _silent(connection, table, column, learned, days, late).items():
+                if has_cursor or table in suspects.get(day, ()):
+                    evidence = f"{lost.evidence}; {fault}" if fault else lost.evidence
+                    found[day].setdefault(table, Lost(lost.since, evidence))
         if fault:
             found[max(days)].setdefault(table, Lost(max(days), fault))
     return found
 
 
 def _silent(
-    connection: Connection, table: str, column: str, learned: Sequence[date], days: Sequence[date]
+    connection: Connection, table: str, column: str, learned: Sequence[date], days: Sequence[date], late: int
 ) -> dict[date, Lost]:
-    """The dates on which a table had been silent for longer than ever on those that were learned from."""
+    """The dates on which a table had been silent for `late` times as long as ever on those that were learned from."""
     name = warehouse.name(column)
     filled = connection.execute(
         f"select distinct {name}::date from {_named(table)} where isfinite({name}) order by 1"
@@ -93,7 +95,7 @@ def _silent(
         if is_younger and last != before:
             usual.append(age)
         before = last
-        if not most or age <= LATE * max(1, most):
+        if not most or age <= late * max(1, most):
             since = None
             continue
         since = since or day

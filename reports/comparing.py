@@ -7,7 +7,17 @@ from typing import Literal
 import msgspec
 
 from ml.alerts import Alerts
-from reports.distances import Allowance, Bins, Comparison, Distribution, compare, merged, usual_between, usual_of_whole
+from reports.distances import (
+    Allowance,
+    Bins,
+    Comparison,
+    Distribution,
+    compare,
+    in_order,
+    merged,
+    usual_between,
+    usual_of_whole,
+)
 from reports.faults import Fault, InSegment, fault_of
 from reports.trends import Trend, trend_of
 
@@ -82,9 +92,12 @@ def reference_of(
 ) -> Reference:
     """The reference of these columns. One without a date is left out: there is nothing to compare it with.
 
-    Of a column that is `held_out` these dates are what it is compared with, and `dates` tell only what is usual.
+    Dates on which a column was broken are no part of its reference, though the version has learned from them. Of a
+    column that is `held_out` these dates are what it is compared with, and `dates` tell only what is usual.
     """
     known = [one for one in bins if dates.get(one.name)]
+    dates = {one.name: in_order(dates[one.name]) for one in known}
+    held_out = {name: in_order(of_days) for name, of_days in held_out.items()}
     whole = {one.name: merged(list((held_out.get(one.name) or dates[one.name]).values())) for one in known}
     usual = {}
     for one in known:
@@ -92,7 +105,7 @@ def reference_of(
         usual[one.name] = Allowance(*(max(pair) for pair in zip(*map(msgspec.structs.astuple, both), strict=True)))
     return Reference(
         bins={one.name: one for one in known},
-        dates={one.name: dates[one.name] for one in known},
+        dates=dates,
         whole=whole,
         usual=usual,
         trends={one.name: trend for one in known if (trend := trend_of(dates[one.name])) is not None},
@@ -141,7 +154,7 @@ def _compared(
             against="training",
             current=part,
             other=other,
-            comparison=compare(part, other, is_category=bins.is_category),
+            comparison=compare(part, other, reference.usual[name], is_category=bins.is_category),
             segment_column=column,
             segment=value,
         )
@@ -150,11 +163,11 @@ def _compared(
     ]
     moved = any(is_beyond(one, alerts) for one in found)
     trend = reference.trends.get(name)
-    goes_on = trend is not None and trend.goes_on(day, current, whole)
+    goes_on = trend is not None and trend.goes_on(day, current, alerts.effect)
     fault = None
     if moved:
         going = Fault("calendar", trend.told()) if goes_on and trend else None
-        fault = going or _fault(bins, current, whole, before, segments, alerts)
+        fault = going or _fault(bins, whole, found, segments, alerts)
     is_drifted = moved and not goes_on
     state.seen[day] = current
     state.since = (state.since or day) if is_drifted else None
@@ -174,12 +187,7 @@ def is_beyond(one: Beside, alerts: Alerts) -> bool:
 
 
 def _fault(
-    bins: Bins,
-    current: Distribution,
-    whole: Distribution,
-    before: Distribution | None,
-    segments: Sequence[Beside],
-    alerts: Alerts,
+    bins: Bins, whole: Distribution, found: Sequence[Beside], segments: Sequence[Beside], alerts: Alerts
 ) -> Fault:
     parts = [
         InSegment(
@@ -190,4 +198,6 @@ def _fault(
         )
         for one in segments
     ]
-    return fault_of(bins, current, whole, before, parts, alerts.effect)
+    before = next((one.other for one in found if one.against == "previous"), None)
+    furthest = max(found, key=lambda one: one.comparison.effect)
+    return fault_of(bins, found[0].current, whole, before, parts, alerts.effect, furthest.day)

@@ -5,7 +5,6 @@ Columns are compared by their binned counts, so that every row counts, whatever 
 
 from collections.abc import Mapping, Sequence
 from datetime import date
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +20,10 @@ LEAST_SHARE = 1e-4  # of a bin, as the PSI of an empty one would be infinite
 # more beyond so many deviations of one bin, which is what counts where there are few.
 NOISE_ERRORS = 3.0
 NOISE_OF_ONE = 3.3
+# A training date is left out of what is usual if it lies so far off the median of all, in shares of the rows, and so
+# many times as far as most do: a trend's ends do by twice, a holiday by less than a quarter of the rows.
+FAR, FAR_OFF = 0.25, 5.0
+LEAST_DATES = 5  # of which most may tell what is in order
 
 
 class Bins(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,13 +174,29 @@ def _noise(q: "NDArray[np.float64]", deviations: "NDArray[np.float64]") -> float
     return float(max(mean + NOISE_ERRORS * deviation, NOISE_OF_ONE * deviations.max()))
 
 
+def in_order(dates: Mapping[date, Distribution]) -> dict[date, Distribution]:
+    """These dates without those on which a column was broken: they lie far off what most dates have in common.
+
+    A single broken date that a version has learned from would else be what is usual, and hide any fault as large. The
+    newest dates stay, however far off: what has not gone back to what it was is how the column is now.
+    """
+    known = {day: shares(one) for day, one in dates.items() if one.rows}
+    if len(known) < LEAST_DATES:
+        return dict(dates)
+    off = np.abs(np.array(list(known.values())) - np.median(list(known.values()), axis=0)).sum(axis=1) / 2
+    is_far = off > max(FAR, FAR_OFF * float(np.median(off)))
+    far = {day for day, is_one in zip(known, is_far, strict=True) if is_one}
+    back = max(known.keys() - far)
+    return {day: one for day, one in dates.items() if day not in far or day > back}
+
+
 def usual_of_whole(dates: Mapping[date, Distribution]) -> Allowance:
     """How far single dates lay from all of them together: the most that any did. Season and trend are in it."""
     known = [one for one in dates.values() if one.rows]
     if len(known) < 2:
         return NOTHING
     q = shares(merged(known))
-    return _most([shares(one) - q for one in known])
+    return _most(np.array([shares(one) - q for one in known]))
 
 
 def usual_between(dates: Mapping[date, Distribution], days: int) -> Allowance:
@@ -185,16 +204,18 @@ def usual_between(dates: Mapping[date, Distribution], days: int) -> Allowance:
 
     Where no pair had just that distance those of the nearest distance count.
     """
-    known = {day: shares(one) for day, one in sorted(dates.items()) if one.rows}
-    pairs = [(abs((later - earlier).days - days), earlier, later) for earlier, later in combinations(known, 2)]
-    nearest = min((distance for distance, _, _ in pairs), default=0)
-    return _most([known[later] - known[earlier] for distance, earlier, later in pairs if distance == nearest])
-
-
-def _most(apart: "Sequence[NDArray[np.float64]]") -> Allowance:
-    """The largest of some differences of shares."""
-    if not apart:
+    known = {day.toordinal(): shares(one) for day, one in sorted(dates.items()) if one.rows}
+    if len(known) < 2:
         return NOTHING
-    each = np.abs(np.array(apart))
+    when, of_days = np.array(list(known)), np.array(list(known.values()))
+    earlier, later = np.triu_indices(len(when), 1)
+    off = np.abs(when[later] - when[earlier] - days)
+    is_nearest = off == off.min()
+    return _most(of_days[later[is_nearest]] - of_days[earlier[is_nearest]])
+
+
+def _most(apart: "NDArray[np.float64]") -> Allowance:
+    """The largest of some differences of shares, one a row."""
+    each = np.abs(apart)
     distance, nulls, unseen = each.sum(axis=1).max() / 2, each[:, -1].max(), each[:, -2].max()
     return Allowance(float(distance), float(nulls), float(unseen))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from datetime import date
 from typing import Literal
 
 import msgspec
@@ -54,28 +55,39 @@ def fault_of(
     before: Distribution | None = None,
     segments: Sequence[InSegment] = (),
     effect: float = 0.05,
+    moved_since: date | None = None,
 ) -> Fault:
     """The fault of a column that has drifted by `effect` or more.
 
     `reference` is what the model learned from; `before` the newest date on which the column was in order, which tells a
-    sudden change best.
+    sudden change best. `moved_since` is that date, if the column lies further from it than from the reference.
     """
     was = before or reference
-    found = _of_nulls(current, was, effect) or (
-        _of_categories(bins, current, was, effect) if bins.is_category else _of_numbers(current, before, reference)
+    # More nulls tell least: the rows that have a value say whether something else has become of them.
+    found = (
+        _stuck_at_null(current, was)
+        or (_of_categories(bins, current, was, effect) if bins.is_category else _of_numbers(current, before, reference))
+        or _more_nulls(current, was, effect)
     )
     if found is not None:
         return found
-    told = _moved(bins, current, reference)
+    told = _moved(bins, current, was if moved_since else reference)
+    told += f" since {moved_since}" if moved_since else ""
     return _where(segments, told, effect) or Fault("shift", told)
 
 
-def _of_nulls(current: Distribution, was: Distribution, effect: float) -> Fault | None:
-    now, then = current.null_share, was.null_share
-    if now - then < effect:
-        return None
-    told = f"{now:.0%} of the rows are null, {then:.0%} were"
-    return Fault("stuck at null" if now >= STUCK else "more nulls", told)
+def _stuck_at_null(current: Distribution, was: Distribution) -> Fault | None:
+    is_stuck = current.null_share >= STUCK > was.null_share
+    return Fault("stuck at null", _nulls(current, was)) if is_stuck else None
+
+
+def _more_nulls(current: Distribution, was: Distribution, effect: float) -> Fault | None:
+    has_more = current.null_share - was.null_share >= effect
+    return Fault("more nulls", _nulls(current, was)) if has_more else None
+
+
+def _nulls(current: Distribution, was: Distribution) -> str:
+    return f"{current.null_share:.0%} of the rows are null, {was.null_share:.0%} were"
 
 
 def _of_categories(bins: Bins, current: Distribution, was: Distribution, effect: float) -> Fault | None:

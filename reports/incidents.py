@@ -222,19 +222,20 @@ def told(incident: Incident, most: int = 3) -> str:
     what = {
         "lost source": f"nothing comes from {incident.cause} any more",
         "score": "the scores have moved, though no feature that weighs enough",
-        "shift": "customers have moved",
+        "shift": "customers are not as they were",
         "mix": "the mix of customers has changed",
         "part of the customers": "a part of the customers has moved",
     }.get(incident.kind, incident.kind)
-    named = _some((f"{one.column} ({_why(one)})" for one in incident.columns), most)
+    named = _some((f"{one.column} ({_why(one, incident.began)})" for one in incident.columns), most)
     cause = f"; made from {incident.cause}" if incident.cause and incident.kind != "lost source" else ""
     evidence = f" ({incident.evidence})" if incident.evidence else ""
     return f"{what}{evidence}, since {incident.began}: {named}{cause}"
 
 
-def _why(one: Drifted) -> str:
+def _why(one: Drifted, began: date) -> str:
     parts = [f"{one.importance:.1%} of the importance"] if one.importance < 1 else []
     parts += [f"{one.effect:.0%} beyond the usual"] if one.effect else []
+    parts += [f"since {one.began}"] if one.began > began else []
     return f"{', '.join(parts)}: {one.fault.told}"
 
 

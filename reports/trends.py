@@ -11,25 +11,31 @@ from reports.distances import Distribution
 LEAST_DATES = 6
 LEAST_FIT = 0.95  # R2 of the line
 NEAR = 0.1  # of the way that the line has come since the middle of the training, which the mean may be off it
+WIDER = 1.5  # times that the values of a date may spread wider or less than those of any in training
 ERRORS = 3.0  # or so many deviations of the dates from the line
 
 
 class Trend(msgspec.Struct, frozen=True, kw_only=True):
-    """The line of a column's means: `slope` a day, `middle` at the date `of`, and how far dates lay from it."""
+    """The line of a column's means: `slope` a day, `middle` at the date `of`, and how far dates lay from it; the most
+    nulls of a date, and how far the values of single dates spread, the least and the most."""
 
     of: date
     middle: float
     slope: float
     spread: float
     nulls: float
+    least_sd: float
+    most_sd: float
 
-    def goes_on(self, day: date, current: Distribution, whole: Distribution) -> bool:
-        """Whether a column of a date lies on the line, with no more nulls than in training."""
-        if current.mean is None or current.null_share > self.nulls + NEAR:
+    def goes_on(self, day: date, current: Distribution, effect: float) -> bool:
+        """Whether a column of a date lies on the line, its values spread as in training and no more of them null, by
+        the share of the rows that counts, `effect`."""
+        if current.mean is None or current.sd is None or current.null_share - self.nulls >= effect:
+            return False
+        if not self.least_sd / WIDER <= current.sd <= self.most_sd * WIDER:
             return False
         way = self.slope * (day - self.of).days
-        is_near = abs(current.mean - self.middle - way) <= max(NEAR * abs(way), ERRORS * self.spread)
-        return is_near and (current.sd or 0.0) <= 2 * (whole.sd or 0.0)
+        return abs(current.mean - self.middle - way) <= max(NEAR * abs(way), ERRORS * self.spread)
 
     def told(self) -> str:
         return f"the mean goes on as in training, by {7 * self.slope:+.3g} a week"
@@ -38,6 +44,7 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
 def trend_of(dates: Mapping[date, Distribution]) -> Trend | None:
     """The line of these dates; None if there are too few of them, or their means are no line."""
     known = {day: one.mean for day, one in sorted(dates.items()) if one.mean is not None}
+    spreads = [one.sd for one in dates.values() if one.sd is not None]
     if len(known) < LEAST_DATES:
         return None
     of = min(known)
@@ -56,4 +63,6 @@ def trend_of(dates: Mapping[date, Distribution]) -> Trend | None:
         slope=float(slope),
         spread=float(off.std()),
         nulls=max(one.null_share for one in dates.values()),
+        least_sd=min(spreads),
+        most_sd=max(spreads),
     )

@@ -14,6 +14,7 @@ from reports.distances import (
     Bins,
     Distribution,
     compare,
+    in_order,
     merged,
     shares,
     usual_between,
@@ -202,6 +203,38 @@ def test_of_one_date_nothing_is_known_to_be_usual() -> None:
         assert usual_of_whole(dates) == usual_between(dates, 7) == NOTHING
 
 
+# --- Dates on which a column was broken
+
+
+def test_a_training_date_far_off_all_others_tells_nothing_of_what_is_usual() -> None:
+    steady = [counted(500 + 10 * (place % 3), 500 - 10 * (place % 3)) for place in range(10)]
+    dates = by_week(*steady[:4], counted(30, 970), *steady[4:])
+    assert in_order(dates) == {day: one for day, one in dates.items() if one.counts != (30, 970)}
+    nulls = by_week(*steady[:4], counted(10, 10, nulls=980), *steady[4:])
+    assert len(in_order(nulls)) == 10
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [500, 520, 700, 510, 500, 490, 505, 500],  # a holiday
+        [100, 200, 300, 400, 500, 600, 700, 800, 900],  # a trend
+        [500] * 8 + [50, 60],  # it is so since
+        [500, 500, 20, 500],  # of few dates none can be told from the others
+        [500] * 4 + [50] * 5,  # it has been so for long
+    ],
+    ids=["holiday", "trend", "newest", "few", "a step"],
+)
+def test_what_a_column_does_by_itself_is_usual(counts: list[int]) -> None:
+    dates = by_week(*(counted(count, 1000 - count) for count in counts))
+    kept = in_order(dates)
+    assert max(kept) == max(dates)
+    if counts[-1] == counts[0] - 450 and counts[4] == 50:
+        assert set(kept) >= {day for day, one in dates.items() if one.counts[0] == 50}
+    else:
+        assert kept == dates
+
+
 # --- Trends
 
 
@@ -243,7 +276,9 @@ def test_what_is_no_line_is_no_trend(means: list[float | None]) -> None:
         ({"mean": 31.0}, True),  # within a tenth of the way
         ({"mean": 19.0}, False),  # it has stopped
         ({"mean": 40.0}, False),
-        ({"mean": 30.0, "nulls": 30}, False),
+        ({"mean": 30.0, "nulls": 4}, True),
+        ({"mean": 30.0, "nulls": 5}, False),
+        ({"mean": 30.0, "sd": 0.0}, False),  # all the same
         ({"mean": 30.0, "sd": 11.0}, False),
         ({"mean": None}, False),
     ],
@@ -253,4 +288,4 @@ def test_a_trend_goes_on_where_the_mean_lies_on_its_line_and_nothing_else_change
 ) -> None:
     nulls = current.pop("nulls", 0)
     now = counted(100 - nulls, nulls=nulls, **{"sd": 5.0, **current})
-    assert a_trend().goes_on(DAY + timedelta(weeks=20), now, counted(1000, mean=14.5, sd=5.0)) is goes_on
+    assert a_trend().goes_on(DAY + timedelta(weeks=20), now, effect=0.05) is goes_on

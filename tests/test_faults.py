@@ -61,6 +61,11 @@ def test_more_nulls_are_told_with_how_many_there_were() -> None:
     )
 
 
+def test_what_became_of_the_values_says_more_than_that_some_are_missing_too() -> None:
+    found = told_of(SPEND, of_spend(nulls_in(spend(2), 0.2) * 100), of_spend(nulls_in(spend(), 0.1)))
+    assert found == ("unit change", "all values are 102 times what they were (dollars to cents?)")
+
+
 def test_fewer_nulls_are_no_fault() -> None:
     assert told_of(SPEND, of_spend(spend(2)), of_spend(nulls_in(spend(), 0.3)))[0] == "shift"
 
@@ -285,6 +290,27 @@ def test_a_sudden_change_that_training_has_seen_from_date_to_date_is_none() -> N
     by_turns = [of_spend(spend(seed) * (1.5 if seed % 2 else 1)) for seed in range(20)]
     assert not any(column.is_drifted for column in followed(SPEND, by_turns[:12], by_turns[12:]))
     assert any(column.is_drifted for column in followed(SPEND, by_turns[:12:2], by_turns[12:]))
+
+
+def test_a_move_is_told_beside_what_it_is_furthest_from() -> None:
+    usual = [of_spend(spend(seed)) for seed in range(10, 18)]
+    high, low = of_spend(spend(30) * 1.05), of_spend(spend(31) * 0.85)
+    (_, sudden) = followed(SPEND, usual, [high, low], effect=0.03)
+    beside = {one.against: one.comparison.effect for one in sudden.beside}
+    assert beside["previous"] > beside["training"]
+    assert sudden.fault is not None
+    assert sudden.fault.told.startswith(f"the mean went from {high.mean:,.4g} to {low.mean:,.4g} (")
+    assert sudden.fault.told.endswith(f" since {week(8)}")
+    (gone,) = followed(SPEND, usual, [low], effect=0.03)
+    assert gone.fault is not None and "since" not in gone.fault.told
+
+
+def test_a_broken_date_in_training_hides_no_fault() -> None:
+    trained = steady(8)
+    trained[3] = of_spend(spend(3) * 100)
+    found = followed(SPEND, trained, [*steady(1), of_spend(spend(30) * 100)])
+    assert [column.is_drifted for column in found] == [False, True]
+    assert found[1].fault is not None and found[1].fault.kind == "unit change"
 
 
 def test_what_rises_with_the_calendar_has_not_drifted_and_its_fault_says_so() -> None:

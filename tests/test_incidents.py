@@ -207,7 +207,7 @@ def test_a_lost_source_is_told_with_its_evidence() -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("shift", "customers have moved"),
+        ("shift", "customers are not as they were"),
         ("mix", "the mix of customers has changed"),
         ("part of the customers", "a part of the customers has moved"),
     ],

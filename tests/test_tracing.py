@@ -132,6 +132,18 @@ def test_a_table_whose_last_load_failed_is_lost(connection: duckdb.DuckDBPyConne
     assert lost(connection) == {"raw.people": "its last load failed: no such file"}
 
 
+def test_a_table_whose_load_has_failed_is_lost_since_its_newest_row_is_older_than_it_ever_was(
+    connection: duckdb.DuckDBPyConnection,
+) -> None:
+    connection.execute(f"delete from raw.visits where date_diff('day', seen_at::date, date '{DAY}') % 14 <> 9")
+    days = [DAY + timedelta(weeks=weeks) for weeks in (-1, 0, 1)]
+    fell_silent(connection, 8)
+    assert lost_tables(connection, a_project(), ROOTS, LEARNED, days)[days[-1]] == {}
+    connection.execute("insert into quality.last_loads values ('raw', 'visits', 'no such file')")
+    found = lost_tables(connection, a_project(), ROOTS, LEARNED, days)[days[-1]]["raw.visits"]
+    assert found.since == days[-1] and found.evidence.endswith("; its last load failed: no such file")
+
+
 def test_without_tables_of_the_engine_nothing_is_known_to_have_failed(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("drop schema quality cascade")
     assert lost(connection) == {}
