@@ -82,7 +82,7 @@ def _reference(
     kept = [name for name in card.importance if _is_segment(card, name)][:1] if declared is None else declared
     of = f"{RECIPE} {champion['training_set']} {champion['train_to']} {champion['holdout_from']} {', '.join(kept)}"
     bins, made_from = drift_tables.bins_of(connection, score, version)
-    is_new = made_from != of
+    is_new = made_from != of or not drift_tables.distributions(connection, score, version, TRAINED)
     if is_new:
         bins = _count_reference(connection, score, champion, card, scored, kept, of, where)
     dates: dict[str, dict[date, Distribution]] = {}
