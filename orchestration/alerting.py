@@ -109,19 +109,25 @@ def send(told: dict[str, Any], owner: str) -> bool:
 
 def _within(seconds: float, way: Callable[[], None]) -> str:
     """Why a message was not sent; nothing if it was. A server that answers a byte now and then keeps nobody longer."""
-    found = [f"the server has not taken it within {seconds:g} s"]
+    ended: list[Exception | None] = []
 
     def try_it() -> None:
         try:
             way()
-            found[0] = ""
-        except Unsent as error:
-            found[0] = str(error)
+        except Exception as error:
+            ended.append(error)
+        else:
+            ended.append(None)
 
     thread = threading.Thread(target=try_it, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0]
+    if not ended:
+        return f"the server has not taken it within {seconds:g} s"
+    (error,) = ended
+    if error is not None and not isinstance(error, Unsent):
+        raise error
+    return str(error or "")
 
 
 class _AsAsked(urllib.request.HTTPRedirectHandler):
@@ -171,7 +177,7 @@ def _mail(address: str, told: dict[str, Any], owner: str) -> None:
     mail = EmailMessage()
     try:
         mail["From"], mail["To"], mail["Date"] = asked["from"], to, formatdate()
-    except ValueError:  # of several lines
+    except (ValueError, IndexError):  # of several lines; no address at all
         raise refused from None
     mail["Subject"] = " ".join(f"[{told['severity']}] {told['title']}: {told['kind']}".split())
     mail["Message-ID"] = make_msgid(told["incident"], domain=parts.hostname)

@@ -433,6 +433,7 @@ def test_a_password_that_is_refused_is_told_and_not_shown(
         "smtp://user:s3cr3t@host",
         "smtp://user:s3cr3t@host:s3cr3t?from=a@b",
         "smtp://user:s3cr3t@host?from=a@b&to=a@b%0ABcc:%20b@b",
+        "smtp://user:s3cr3t@host?from=a@b&to=%22",
         "s3cr3t",
     ],
 )

@@ -538,6 +538,22 @@ def test_the_asset_fails_its_check_for_a_fault_of_the_data_and_says_what_was_not
     assert (check.passed, told["changed"]) == (False, False), "it lasts"
 
 
+def test_a_page_that_cannot_be_written_keeps_no_alert_back(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    told: list[tuple[str, date]] = []
+    monkeypatch.setattr(drifting, "write_pages", full)
+    monkeypatch.setattr(
+        drifting, "tell_people", lambda _, __, some, day: [told.append((one.kind, day)) for one in some]
+    )
+    with open_warehouse(where.warehouse) as connection:
+        broken_at(connection, where, NEXT, LAST)
+    with pytest.raises(OSError, match="No space left"):
+        materialized(where)
+    assert told == [("unit change", LAST)]
+
+
 # --- Its page
 
 
