@@ -59,6 +59,7 @@ OPTIONAL_KEYS = (
 WhenStale = Literal["serve", "refuse"]
 TEXTS = ("varchar", "text", "char", "string", "bpchar", "enum")
 LABEL_COLUMNS = ("label", "matures_on")
+REPORTED = ("the score", "the band", "the label", "as_of_date")  # what reports call the columns beside the features
 # Columns of the tables of predictions, which an entity's own stand beside.
 PREDICTION_COLUMNS = ("as_of_date", "score", "band", "reasons", "probabilities", "model_version", "scored_at")
 
@@ -296,6 +297,12 @@ def _features(model: Node, keys: Keys, where: str, folder: str, faults: Faults) 
         faults.append(
             f"{_file(model, folder)}: model '{model['name']}' has the columns {', '.join(taken)}, which are the"
             " label model's; call them otherwise, and be sure that they are known before the as-of date"
+        )
+    reported = [column.name for column in columns if column.name.lower() in REPORTED]
+    if reported:
+        faults.append(
+            f"{_file(model, folder)}: model '{model['name']}' has the features {', '.join(reported)}, which is what"
+            " reports call other columns; call them otherwise"
         )
     if not columns:
         faults.append(f"{where}: model '{model['name']}' has no column besides its keys, so no feature")

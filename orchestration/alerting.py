@@ -5,9 +5,10 @@ import json
 import os
 import smtplib
 import ssl
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
@@ -22,6 +23,7 @@ from orchestration.warehouse import open_warehouse
 WEBHOOK, EMAIL = "SCOREHOUSE_ALERT_WEBHOOK", "SCOREHOUSE_ALERT_EMAIL"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SECONDS = 10  # that a server has to answer
+LONGEST = 60  # seconds that a message may take
 EXAMPLE = "smtp://user:password@mail.example.com:587?from=scores@example.com&to=team@example.com"
 
 
@@ -93,13 +95,39 @@ def sign_of(incident: Known) -> Sign:
 
 
 def send(told: dict[str, Any], owner: str) -> bool:
-    """Sends a message by all ways that are configured; False if none is. Raises `Unsent`."""
+    """Sends a message by all ways that are configured, also where one of them fails; False if none is. Raises `Unsent`
+    with all that failed."""
     webhook, email = os.environ.get(WEBHOOK, ""), os.environ.get(EMAIL, "")
-    if webhook:
-        _post(webhook, told)
-    if email:
-        _mail(email, told, owner)
+    faults = []
+    for address, way in ((webhook, lambda: _post(webhook, told)), (email, lambda: _mail(email, told, owner))):
+        if address and (fault := _within(LONGEST, way)):
+            faults.append(fault)
+    if faults:
+        raise Unsent("; ".join(faults))
     return bool(webhook or email)
+
+
+def _within(seconds: float, way: Callable[[], None]) -> str:
+    """Why a message was not sent; nothing if it was. A server that answers a byte now and then keeps nobody longer."""
+    ended: list[Exception | None] = []
+
+    def try_it() -> None:
+        try:
+            way()
+        except Exception as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    thread = threading.Thread(target=try_it, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not ended:
+        return f"the server has not taken it within {seconds:g} s"
+    (error,) = ended
+    if error is not None and not isinstance(error, Unsent):
+        raise error
+    return str(error or "")
 
 
 class _AsAsked(urllib.request.HTTPRedirectHandler):
@@ -149,7 +177,7 @@ def _mail(address: str, told: dict[str, Any], owner: str) -> None:
     mail = EmailMessage()
     try:
         mail["From"], mail["To"], mail["Date"] = asked["from"], to, formatdate()
-    except ValueError:  # of several lines
+    except (ValueError, IndexError):  # of several lines; no address at all
         raise refused from None
     mail["Subject"] = " ".join(f"[{told['severity']}] {told['title']}: {told['kind']}".split())
     mail["Message-ID"] = make_msgid(told["incident"], domain=parts.hostname)
@@ -161,6 +189,7 @@ def _mail(address: str, told: dict[str, Any], owner: str) -> None:
         else:
             server = smtplib.SMTP(parts.hostname, parts.port or 25, timeout=SECONDS)
         with server:
+            server.ehlo_or_helo_if_needed()  # until it is greeted it has not said whether it takes TLS
             if parts.scheme == "smtp" and server.has_extn("starttls"):
                 server.starttls(context=context)
             elif parts.scheme == "smtp" and parts.username and parts.hostname not in LOOPBACK:

@@ -174,7 +174,8 @@ class Lineage:
                 continue
             if node not in self._known:
                 self._known[node] = read_json(self._folder / f"{node}.json").get("lineage", {})
-            waiting += [(parent, made_from) for parent, made_from in self._known[node].get(name, [])]
+            known = self._known[node]  # by names in lower case
+            waiting += [(parent, made_from) for parent, made_from in known.get(name, known.get(name.lower(), []))]
         return sorted(found)
 
 

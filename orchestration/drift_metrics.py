@@ -84,7 +84,7 @@ def _reference(
     learned = f"{champion['training_set']} {champion['train_from']} {champion['train_to']} {champion['holdout_from']}"
     of = f"{RECIPE} {learned} {', '.join(kept)}"
     bins, made_from = drift_tables.bins_of(connection, score, version)
-    if made_from != of:
+    if made_from != of or not drift_tables.distributions(connection, score, version, TRAINED):
         bins = _count_reference(connection, score, champion, card, scored, kept, of, where)
     dates: dict[str, dict[date, Distribution]] = {}
     held_out: dict[str, dict[date, Distribution]] = {}

@@ -88,16 +88,18 @@ def _write(
     with_label: bool,
     where: Paths,
 ) -> bool:
-    """Writes the page of a date, unless it is there as it would be; whether it was written."""
+    """Writes the page of a date, unless it is there as it would be, or nobody to be shown; whether it was written."""
     folder = where.reports / score.name / str(day)
     figures = read_json(folder / FIGURES)
     known, metrics = figures.get("page") or {}, figures["metrics"]
     features = _shown_features(card, metrics)
     scored = scored_rows(score, champion["version"], features, [day])
-    if with_label:
-        scored = _with_labels(score, scored)
-    current = _drawn(connection, score, scored, "as_of_date")
-    _, content = warehouse.content_hash(connection, current)
+    current = _drawn(connection, score, _with_labels(score, scored) if with_label else scored, "as_of_date")
+    rows, content = warehouse.content_hash(connection, current)
+    if with_label and not rows:  # all labels are other customers'
+        return _write(connection, score, champion, card, day, incidents, False, where)
+    if not rows:
+        return False
     head = _head(score, metrics, features, incidents)
     mark = [champion["version"], champion["training_set"], content, features, with_label, metrics, head, score.title]
     of = hashlib.sha256(json.dumps(mark).encode()).hexdigest()

@@ -157,13 +157,17 @@ def forget_distributions(
     )
 
 
-def counted(connection: Connection, score: Score, version: int) -> dict[date, str]:
-    """As-of date -> what its counts were made from, of all that a version has scored."""
+def counted(connection: Connection, score: Score, version: int) -> dict[date, str | None]:
+    """As-of date -> what its counts were made from, of all that a version has scored; None where they were not compared
+    or that was lost."""
     query = """
-        select as_of_date, any_value(made_from) from monitoring.distributions
-        where score = ? and model_version = ? and part = ? group by 1
+        select as_of_date, case when as_of_date in (
+            select as_of_date from monitoring.drift_metrics where score = $score and model_version = $version
+        ) then any_value(made_from) end
+        from monitoring.distributions
+        where score = $score and model_version = $version and part = $part group by 1
     """
-    return dict(connection.execute(query, [score.name, version, SCORED]).fetchall())
+    return dict(connection.execute(query, {"score": score.name, "version": version, "part": SCORED}).fetchall())
 
 
 def distributions(

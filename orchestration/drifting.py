@@ -15,7 +15,7 @@ from orchestration.cataloguing import tell_features
 from orchestration.checks import IN_ORDER, refuse_unsound
 from orchestration.drift_metrics import BAND, PREDICTION, measure_drift
 from orchestration.drift_pages import PAGE, write_pages
-from orchestration.incidents import Known, update_incidents
+from orchestration.incidents import PROMISE, Known, open_incidents, update_incidents
 from orchestration.judging import current_champion
 from orchestration.model_files import load_card
 from orchestration.project import Paths, page_url, read_json, replaced
@@ -161,9 +161,14 @@ def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefini
     )
     def drift(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         refuse_unsound(context)
-        with warehouse.open_warehouse(where.warehouse) as connection:
-            report = report_drift(connection, project, score, where)
-            tell_features(connection, project, score, where)
+        try:
+            with warehouse.open_warehouse(where.warehouse) as connection:
+                report = report_drift(connection, project, score, where)
+                tell_features(connection, project, score, where)
+        except Exception:  # a page that can't be written keeps no alert back
+            for fault in _tell_what_is_open(score, where):
+                context.log.info(f"· reports.{score.name}_drift: {fault}")
+            raise
         incidents: list[Known] = report["incidents"]
         for fault in tell_people(where, score, incidents, report["day"]):
             context.log.info(f"· reports.{score.name}_drift: {fault}")
@@ -190,6 +195,13 @@ def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefini
         )
 
     return drift
+
+
+def _tell_what_is_open(score: Score, where: Paths) -> list[str]:
+    with warehouse.open_warehouse(where.warehouse) as connection:
+        drift_tables.create_tables(connection)
+        incidents = [one for one in open_incidents(connection, score) if one.kind != PROMISE]
+    return tell_people(where, score, incidents, max((one.last_seen_on for one in incidents), default=date.min))
 
 
 def _links(score: Score, day: date, page: Path | None) -> dict[str, dg.MetadataValue[Any]]:

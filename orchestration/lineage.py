@@ -30,11 +30,15 @@ def column_lineage(sql: str, dialect: str, tables: Mapping[str, Columns]) -> dic
     qualified = qualify(query, dialect=dialect, schema=schema, validate_qualify_columns=False, identify=False)
     scope = build_scope(qualified)
     assert isinstance(qualified, exp.Query)
+    # Quoted names come quoted, and all in lower case, which the warehouse does not tell apart.
+    as_named = {table: {name.lower(): name for name in columns} for table, columns in tables.items()}
     made_from: dict[str, set[tuple[str, str]]] = {}
     for column in qualified.named_selects:
         found = made_from.setdefault(column, set())
         for node in lineage(column, qualified, schema=schema, dialect=dialect, scope=scope, trim_selects=False).walk():
             origin = node.expression.find(exp.Table) if not node.downstream else None
-            if origin is not None and f"{origin.db}.{origin.name}" in tables:
-                found.add((f"{origin.db}.{origin.name}", node.name.rpartition(".")[2]))
+            table = f"{origin.db}.{origin.name}" if origin is not None else ""
+            if table in tables:
+                name = exp.to_column(node.name, dialect=dialect).name
+                found.add((table, as_named[table].get(name.lower(), name)))
     return made_from

@@ -40,8 +40,8 @@ def write_overview(connection: Connection, score: Score, project: Project, where
     """Writes the page and its summary for the newest as-of date, unless they are there: the day, its path, the summary,
     whether it is new.
 
-    The files are overview.html and overview.json in `reports/<score>/<as-of date>`. Pages of as-of dates beyond the
-    newest 52 go.
+    The files are overview.html and overview.json in `reports/<score>/<as-of date>`. Those of later dates go, whose
+    predictions were withdrawn, and pages of as-of dates beyond the newest 52.
     """
     drift_tables.create_tables(connection)
     champion = current_champion(connection, score)
@@ -51,6 +51,10 @@ def write_overview(connection: Connection, score: Score, project: Project, where
     of = hashlib.sha256(msgspec.json.encode(overview)).hexdigest()
     told = _summary(score, overview, of)
     found = {"day": overview.as_of_date, "path": page, "summary": told}
+    for later in (where.reports / score.name).glob("????-??-??"):
+        if later.name > folder.name:
+            for name in (PAGE, FILE):
+                (later / name).unlink(missing_ok=True)
     if read_json(summary).get("of") == of and page.is_file():
         return {**found, "changed": False}
     with replaced(page) as staged:

@@ -3,19 +3,27 @@
 import json
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from email import message_from_bytes
 from email.policy import default
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from ml.alerts import ALERTS_EXAMPLES, ALERTS_KEYS, Alerts, read_alerts
 from ml.scores import Score
@@ -115,6 +123,11 @@ class Posted(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.taken.append((dict(self.headers.items()), body))
         time.sleep(self.server.seconds)
+        if self.server.answer == 100:
+            for _ in range(20):
+                time.sleep(0.05)
+                self.send_response_only(100)
+                self.end_headers()
         self.send_response(self.server.answer)
         self.send_header("Content-Length", "0")
         if self.server.answer == 302:
@@ -127,11 +140,17 @@ class Posted(BaseHTTPRequestHandler):
 class MailServer(socketserver.TCPServer):
     """As much of SMTP as it takes to get mails, from anybody or from nobody."""
 
-    def __init__(self, refuses: str = "") -> None:
+    def __init__(self, refuses: str = "", tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Mailed)
-        self.refuses = refuses
+        self.refuses, self.tls = refuses, tls
         self.said: list[str] = []
         self.mails: list[bytes] = []
+        self.sockets: list[socket.socket] = []
+
+    def server_close(self) -> None:
+        super().server_close()
+        for one in self.sockets:
+            one.close()
 
 
 class Mailed(socketserver.StreamRequestHandler):
@@ -148,7 +167,16 @@ class Mailed(socketserver.StreamRequestHandler):
             if word == self.server.refuses:
                 self.answer("535 5.7.8 not you")
             elif word == "EHLO":
-                self.answer("250-here\r\n250 AUTH PLAIN")
+                offers_tls = self.server.tls and not isinstance(self.connection, ssl.SSLSocket)
+                self.answer("250-here\r\n250 STARTTLS" if offers_tls else "250-here\r\n250 AUTH PLAIN")
+            elif word == "STARTTLS" and self.server.tls:
+                self.answer("220 go on")
+                try:
+                    self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
+                except OSError:  # who does not trust the certificate
+                    return
+                self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
+                self.server.sockets.append(self.connection)
             elif word == "AUTH":
                 self.answer("235 welcome")
             elif word == "DATA":
@@ -342,6 +370,51 @@ def test_an_email_goes_to_the_owner_or_to_whom_the_address_says(
     assert any(line.startswith("AUTH PLAIN ") for line in server.said)
 
 
+def a_certificate(folder: Path) -> Path:
+    """A file with a key, and a certificate of 127.0.0.1 that nobody but itself vouches for."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    signed = made.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    plain = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file = folder / "server.pem"
+    file.write_bytes(plain + signed.public_bytes(Encoding.PEM))
+    return file
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_mail_server_that_takes_tls_gets_no_password_before_and_is_known_by_its_certificate(
+    connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_trusted: bool
+) -> None:
+    certificate = a_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr(alerting, "LOOPBACK", ())
+    with serving(MailServer(tls=tls)) as server:
+        monkeypatch.setenv(EMAIL, mail_to(server, user=f"user:{SECRET}@"))
+        faults = sent(connection)
+    words = [line.split()[0].upper() for line in server.said]
+    if is_trusted:
+        assert (faults, unsent(connection), len(server.mails)) == ([], [], 2)
+        assert words[:4] == ["EHLO", "STARTTLS", "EHLO", "AUTH"]
+    else:
+        assert "CERTIFICATE_VERIFY_FAILED" in faults[0] and unsent(connection) == ["aaa", "bbb"]
+        assert words == ["EHLO", "STARTTLS"] * 2
+
+
+def test_a_password_does_not_go_to_a_mail_server_without_tls(
+    connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerting, "LOOPBACK", ())
+    with serving(MailServer()) as server:
+        monkeypatch.setenv(EMAIL, mail_to(server, user=f"user:{SECRET}@"))
+        assert "takes no TLS, and the password would go in the clear" in sent(connection)[0]
+    assert {line.split()[0].upper() for line in server.said} == {"EHLO", "QUIT"} and not server.mails
+
+
 @pytest.mark.parametrize(("password", "why"), [(SECRET, "not you"), (f"{SECRET}é", "but of ASCII")])
 def test_a_password_that_is_refused_is_told_and_not_shown(
     connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch, password: str, why: str
@@ -360,6 +433,7 @@ def test_a_password_that_is_refused_is_told_and_not_shown(
         "smtp://user:s3cr3t@host",
         "smtp://user:s3cr3t@host:s3cr3t?from=a@b",
         "smtp://user:s3cr3t@host?from=a@b&to=a@b%0ABcc:%20b@b",
+        "smtp://user:s3cr3t@host?from=a@b&to=%22",
         "s3cr3t",
     ],
 )
@@ -380,6 +454,26 @@ def test_what_one_way_takes_and_the_other_does_not_is_sent_again_by_both(
         monkeypatch.setenv(EMAIL, "smtp://nobody")
         assert len(sent(connection)) == 2 == len(server.taken)
     assert unsent(connection) == ["aaa", "bbb"], "its Idempotency-Key tells a webhook what it has had"
+
+
+def test_a_webhook_that_fails_keeps_no_mail_back(
+    connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(MailServer()) as server:
+        monkeypatch.setenv(WEBHOOK, "nowhere")
+        monkeypatch.setenv(EMAIL, mail_to(server))
+        faults = sent(connection)
+    assert len(server.mails) == len(faults) == 2 and "is no address of a webhook" in faults[0]
+
+
+def test_a_server_that_answers_bit_by_bit_is_not_waited_for(
+    connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerting, "LONGEST", 0.3)
+    with serving(Webhook(answer=100)) as server:
+        monkeypatch.setenv(WEBHOOK, server.url)
+        faults = sent(connection)
+    assert "the server has not taken it within 0.3 s" in faults[0] and unsent(connection) == ["aaa", "bbb"]
 
 
 def test_a_title_of_several_lines_adds_no_header_to_a_mail(

@@ -235,6 +235,13 @@ MISTAKES: dict[str, tuple[Callable[[Manifest], Any], str]] = {
         lambda m: [features_of(m)["columns"].pop(column) for column in ("visits", "device")],
         f"{EXPOSURE}: model 'visitor_features' has no column besides its keys, so no feature",
     ),
+    "features that reports could not tell from their own columns": (
+        lambda m: features_of(m)["columns"].update(
+            {name: {"name": name, "description": ""} for name in ("the score", "The Band", "as_of_date")}
+        ),
+        "model 'visitor_features' has the features the score, The Band, as_of_date, which is what reports call other"
+        " columns; call them otherwise",
+    ),
     "gate of another kind": (
         lambda m: score_of(m).update(gate=["auc >= 0.8"]),
         f"{EXPOSURE}: gate 'auc >= 0.8' names no metric of kind 'probability': auc\n  (known: roc_auc,",

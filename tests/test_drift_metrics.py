@@ -20,10 +20,12 @@ from orchestration.drifting import drift_asset, report_drift
 from orchestration.incidents import Known, all_incidents, mark_sent, open_incidents, update_incidents
 from orchestration.judging import current_champion
 from orchestration.model_files import load_card
+from orchestration.overviews import write_overview
 from orchestration.project import Paths, read_json
 from orchestration.scoring import score_dates
 from orchestration.training_sets import ScoringError, training_set_file
 from orchestration.warehouse import Connection, open_warehouse
+from serving.pages.monitoring import PAGE, newest_page, read_summary
 from tests.small_data import FIRST_DAY, a_model, a_model_of_classes, a_score, some_rows
 from tests.test_evidently_page import told as head_of
 
@@ -256,6 +258,15 @@ def test_a_date_that_was_withdrawn_is_no_more_measured(connection: Connection, w
     assert [day for (day,) in metrics(connection, "distinct as_of_date")] == [STEADY[0], STEADY[1], STEADY[3]]
     which = f"as_of_date = '{STEADY[3]}' and column_name = 'spend' and reference = 'previous'"
     assert metrics(connection, "reference_date", which) == [(STEADY[1],)]
+
+
+@pytest.mark.parametrize("table", ["bins", "distributions", "drift_metrics"])
+def test_a_table_that_was_lost_is_made_again_as_it_was(connection: Connection, where: Paths, table: str) -> None:
+    before = metrics(connection, "* exclude (rows)")
+    connection.execute(f"drop table monitoring.{table}")
+    assert measured(connection, where) == STEADY
+    assert metrics(connection, "* exclude (rows)") == before
+    assert measured(connection, where) == []
 
 
 def test_another_line_of_the_owner_measures_all_dates_again(connection: Connection, where: Paths) -> None:
@@ -609,6 +620,22 @@ def test_the_asset_fails_its_check_for_a_fault_of_the_data_and_says_what_was_not
     assert (check.passed, told["changed"]) == (False, False), "it lasts"
 
 
+def test_a_page_that_cannot_be_written_keeps_no_alert_back(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    told: list[tuple[str, date]] = []
+    monkeypatch.setattr(drifting, "write_pages", full)
+    monkeypatch.setattr(
+        drifting, "tell_people", lambda _, __, some, day: [told.append((one.kind, day)) for one in some]
+    )
+    with open_warehouse(where.warehouse) as connection:
+        broken_at(connection, where, NEXT, LAST)
+    with pytest.raises(OSError, match="No space left"):
+        materialized(where)
+    assert told == [("unit change", LAST)]
+
+
 # --- Its page
 
 
@@ -657,3 +684,54 @@ def test_a_page_of_the_newest_date_is_written_once_and_again_with_the_labels_whe
     assert report_drift(connection, msgspec.structs.replace(PROJECT, today=week(19)), titled, where)["changed"] is True
     (project,) = workspace.list_projects()
     assert (project.name, project.description) == ("Going away (leaving)", "Whether they go.")
+
+
+def labelled(connection: Connection) -> None:
+    connection.register("rows", ROWS)
+    connection.execute("create schema labels")
+    connection.execute("create table labels.customer_left as select customer_id, week, label, matures_on from rows")
+    connection.unregister("rows")
+
+
+@pytest.mark.parametrize("torn", ["metadata.json", "snapshots/*.json"])
+def test_a_torn_file_of_the_history_keeps_no_page_from_being_written(
+    connection: Connection, where: Paths, torn: str
+) -> None:
+    from evidently.ui.workspace import Workspace
+
+    score = a_score(alerts=Alerts(segments=("colour",)))
+    labelled(connection)
+    page = report_drift(connection, PROJECT, score, where)["path"]
+    page.unlink()
+    for file in where.evidently.glob(f"*/{torn}"):
+        file.write_text('{"id":')
+    (where.evidently / "01a21af4-54d6-7a1d-be62-e95baebc33c5").mkdir()
+    assert report_drift(connection, PROJECT, score, where)["path"] == page and page.is_file()
+    workspace = Workspace(str(where.evidently))
+    (project,) = [one for one in workspace.list_projects() if one is not None]
+    assert len(workspace.list_runs(project.id)) == 1
+
+
+def test_a_page_is_without_labels_where_they_are_of_others_and_stays_where_nobody_is_left(
+    connection: Connection, where: Paths
+) -> None:
+    score = a_score(alerts=Alerts(segments=("colour",)))
+    labelled(connection)
+    connection.execute(f"update labels.customer_left set customer_id = customer_id + {CUSTOMERS}")
+    page = report_drift(connection, PROJECT, score, where)["path"]
+    assert '"the label"' not in page.read_text()
+    connection.execute(f"delete from features.customer_features where week = '{STEADY[-1]}'")
+    assert report_drift(connection, PROJECT, score, where)["changed"] is False
+
+
+def test_the_page_of_a_date_that_was_withdrawn_is_not_the_scores_own(connection: Connection, where: Paths) -> None:
+    labelled(connection)
+    reports = where.reports / SCORE.name
+    for day in (STEADY[-1], STEADY[-2]):
+        measured(connection, where)
+        written = write_overview(connection, SCORE, PROJECT, where)
+        assert (written["day"], newest_page(where.reports, SCORE.name)) == (day, reports / str(day) / PAGE)
+        summary = read_summary(where.reports, SCORE.name)
+        assert summary and summary.as_of_date == day
+        connection.execute(f"delete from features.customer_features where week = '{day}'")
+        rescore(connection, where)

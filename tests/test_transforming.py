@@ -34,6 +34,7 @@ TABLES = {
     "raw.orders": {"customer_id": "BIGINT", "amount": "DOUBLE", "placed_at": "TIMESTAMP"},
     "raw.customers": {"customer_id": "BIGINT", "name": "VARCHAR"},
     "features.itself": {"at": "TIMESTAMP"},
+    "raw.visits": {"Days Away": "INTEGER", "a.b": "INTEGER", "select": "VARCHAR", "Plain": "VARCHAR"},
 }
 
 
@@ -74,8 +75,17 @@ def test_a_dbt_invocation_neither_asks_for_its_version_nor_loads_an_adapter_here
             "select placed_at as at from raw.orders where placed_at > (select max(at) from features.itself)",
             {"at": {("raw.orders", "placed_at")}},
         ),
+        (
+            'select visits."Days Away" as away, "a.b" + 1 as more, "select", plain as "Is Plain" from raw.visits',
+            {
+                "away": {("raw.visits", "Days Away")},
+                "more": {("raw.visits", "a.b")},
+                "select": {("raw.visits", "select")},
+                "is plain": {("raw.visits", "Plain")},
+            },
+        ),
     ],
-    ids=["renamed and computed", "through a cte and a join", "a window", "an incremental model's own table"],
+    ids=["renamed and computed", "through a cte and a join", "a window", "an incremental model's own table", "quoted"],
 )
 def test_each_column_leads_to_the_columns_it_is_made_from(sql: str, made_from: dict[str, set[tuple[str, str]]]) -> None:
     assert column_lineage(sql, "duckdb", TABLES) == made_from
