@@ -142,7 +142,7 @@ def reported(folder: Path, _: str, columns: str) -> dict[str, float]:
         measured = time.monotonic()
         card = load_card(where, score, 1)
         write_figures(connection, score, champion, card, AS_OF, "", where)
-        write_pages(connection, score, champion, card, AS_OF, [], AS_OF, where)
+        write_pages(connection, score, champion, card, AS_OF, AS_OF, where)
         written = time.monotonic()
     page = (where.reports / score.name / str(AS_OF) / "drift.html").read_bytes()
     return {

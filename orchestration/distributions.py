@@ -19,6 +19,8 @@ BINS = 10  # of a number, by the deciles of the reference
 BOOLEANS = ("false", "true")
 MOMENTS = ("mean", "sd", "low", "high", "log_mean", "log_sd", "nonzero")
 SAMPLED = 50_000  # rows of the reference that the deciles are of: they are exact to half a percent of the rows
+MORE = 4  # deviations of the number of rows with a low hash, so that there are hardly ever fewer than asked for
+LARGEST_HASH = 2**64 - 1
 NAMED = 5  # new categories
 COLUMNS_OF_A_SCAN = 64
 OTHER = "(other)"  # the segment of what the reference has not seen
@@ -56,13 +58,15 @@ def cleaned(column: Column) -> str:
 
 
 def sampled(connection: Connection, rows: str, keys: str, most: int) -> str:
-    """SQL of about `most` rows of a query, the same ones each time: those whose `keys` (SQL) have a certain hash.
+    """SQL of `most` rows of a query and a few more, the same ones each time: those whose `keys` (SQL) have a low hash.
 
     All of them where there are no more. Nothing is sorted, which of wide rows would take much memory.
     """
     (total,) = warehouse.one(connection, f"select count(*) from ({rows})")
-    every = math.ceil(total / most)
-    return f"select * from ({rows}) where hash({keys}) % {every} = 0" if every > 1 else rows
+    asked = most + MORE * math.sqrt(most)
+    if total <= asked:
+        return rows
+    return f"select * from ({rows}) where hash({keys}) <= {int(asked / total * LARGEST_HASH)}::ubigint"
 
 
 def learn_bins(connection: Connection, rows: str, columns: Sequence[Column], keys: str) -> list[Bins]:

@@ -82,16 +82,19 @@ def _reference(
     declared = score.alerts.segments
     kept = [name for name in card.importance if _is_segment(card, name)][:1] if declared is None else declared
     learned = f"{champion['training_set']} {champion['train_from']} {champion['train_to']} {champion['holdout_from']}"
-    of = f"{RECIPE} {learned} {', '.join(kept)}"
+    held_out_dates = [day for day in scored if champion["holdout_from"] <= day <= champion["holdout_to"]] or scored[:1]
+    of = f"{RECIPE} {learned} {', '.join(kept)} {', '.join(map(str, held_out_dates))}"
     bins, made_from = drift_tables.bins_of(connection, score, version)
-    if made_from != of or not drift_tables.distributions(connection, score, version, TRAINED):
-        bins = _count_reference(connection, score, champion, card, scored, kept, of, where)
+    trained = drift_tables.distributions(connection, score, version, TRAINED)
+    if made_from != of or not trained:
+        bins = _count_reference(connection, score, champion, card, held_out_dates, kept, of, where)
+        trained = drift_tables.distributions(connection, score, version, TRAINED)
     dates: dict[str, dict[date, Distribution]] = {}
     held_out: dict[str, dict[date, Distribution]] = {}
     of_segments, values = {}, {name: set[str]() for name in kept}
     for one in drift_tables.distributions(connection, score, version, HELD_OUT):
         held_out.setdefault(one.column, {})[one.key] = one.distribution
-    for one in drift_tables.distributions(connection, score, version, TRAINED):
+    for one in trained:
         if one.segment_column is None or one.segment is None:
             dates.setdefault(one.column, {})[one.key] = one.distribution
         else:
@@ -112,7 +115,7 @@ def _count_reference(
     score: Score,
     champion: Mapping[str, Any],
     card: "Card",
-    scored: Sequence[date],
+    held_out: Sequence[date],
     segment_columns: Sequence[str],
     of: str,
     where: Paths,
@@ -131,7 +134,6 @@ def _count_reference(
     ]
     bins = learn_bins(connection, rows, card.encoder.columns, f"{keys}, {SEED}")
     trained = count(connection, rows, f"{as_of}::date", bins, segments, each=False)
-    held_out = [day for day in scored if champion["holdout_from"] <= day <= champion["holdout_to"]] or scored[:1]
     said = scored_rows(score, version, [], held_out)
     bands = tuple(sorted(card.classes or score.bands))
     of_score = learn_bins(
@@ -301,10 +303,10 @@ def _states_before(
     found = connection.execute(
         """
         select column_name, as_of_date, bool_or(is_drifted), any_value(drifted_since) from monitoring.drift_metrics
-        where score = ? and model_version = ? and as_of_date < ? and segment_column is null
+        where score = ? and model_version = ? and as_of_date >= ? and as_of_date < ? and segment_column is null
         group by all order by as_of_date
         """,
-        [score.name, version, first],
+        [score.name, version, first - LOOKED_BACK, first],
     ).fetchall()
     for name, day, is_drifted, since in found:
         state = states.setdefault(name, State())

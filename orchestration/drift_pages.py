@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.declarations import Score
 from orchestration import warehouse
 from orchestration.distributions import sampled
 from orchestration.drift_metrics import BAND, PREDICTION, scored_rows, trained_rows
-from orchestration.incidents import Known
+from orchestration.incidents import PROMISE, Known, all_incidents
 from orchestration.model_files import load_model
 from orchestration.project import Paths, read_json, replaced
 from orchestration.training import SEED
@@ -37,45 +38,53 @@ def write_pages(
     champion: Mapping[str, Any],
     card: "Card",
     newest: date,
-    incidents: Sequence[Known],
     today: date,
     where: Paths,
 ) -> list[date]:
-    """Writes drift.html of the newest as-of date, and once more of the newest whose labels have matured, if it had one:
-    with the label then. Gives the dates of those that were not there yet. Pages beyond the newest 52 go.
+    """Writes drift.html of the newest as-of date, and once more of those whose labels have matured since: with the
+    label then. Gives the dates of those that were not there yet. Pages beyond the newest 52 go.
 
-    Nothing is written for a score whose owner wants no page. Raises `ScoringError` if a page is to be written and the
-    rows that the version has learned from are lost.
+    Of a score whose owner wants no page the newest date has none. Raises `ScoringError` if a page is to be written and
+    the rows that the version has learned from are lost.
     """
+    folder = where.reports / score.name
     if not score.alerts.report:
+        remove_page(folder / str(newest), where)
         return []
-    matured = _newest_matured(connection, score, champion, today)
-    has_page = matured is not None and (where.reports / score.name / str(matured) / PAGE).is_file()
-    due = {newest: newest == matured} | ({matured: True} if matured is not None and has_page else {})
+    matured = _matured(connection, score, champion, today)
+    due = {newest: newest in matured}
+    for day in matured:
+        page = read_json(folder / str(day) / FIGURES).get("page") or {}
+        # The label of the newest may be corrected yet.
+        if (folder / str(day) / PAGE).is_file() and (day == matured[-1] or not page.get("has_label")):
+            due[day] = True
     written = [
-        day
-        for day, with_label in due.items()
-        if _write(connection, score, champion, card, day, incidents if day == newest else None, with_label, where)
+        day for day, with_label in due.items() if _write(connection, score, champion, card, day, with_label, where)
     ]
-    from orchestration.evidently_history import forget_snapshots
-
-    for folder in sorted((where.reports / score.name).glob("????-??-??"))[:-KEPT]:
-        known = read_json(folder / FIGURES).get("page", {})
-        forget_snapshots(where.evidently, [known["evidently"]] if known.get("evidently") else [])
-        (folder / PAGE).unlink(missing_ok=True)
+    for old in sorted(page.parent for page in folder.glob(f"????-??-??/{PAGE}"))[:-KEPT]:
+        remove_page(old, where)
     return written
 
 
-def _newest_matured(connection: Connection, score: Score, champion: Mapping[str, Any], today: date) -> date | None:
+def remove_page(folder: Path, where: Paths) -> None:
+    """Removes the page of a date, and Evidently's snapshot of it; none is no matter."""
+    if (folder / PAGE).is_file():
+        from orchestration.evidently_history import forget_snapshot
+
+        forget_snapshot(where.evidently, (read_json(folder / FIGURES).get("page") or {}).get("evidently"))
+        (folder / PAGE).unlink(missing_ok=True)
+
+
+def _matured(connection: Connection, score: Score, champion: Mapping[str, Any], today: date) -> list[date]:
+    """The as-of dates that a version has scored and whose labels have matured, the oldest first."""
     as_of, label = warehouse.name(score.as_of), warehouse.name(score.label_schema, score.label)
     query = f"""
-        select max(dates.as_of_date) from ml.scored_dates as dates
+        select dates.as_of_date from ml.scored_dates as dates
         inner join (select {as_of}::date as as_of_date, max(matures_on)::date as matures_on from {label} group by 1)
             as labels using (as_of_date)
-        where dates.score = ? and dates.model_version = ? and labels.matures_on <= ?
+        where dates.score = ? and dates.model_version = ? and labels.matures_on <= ? order by 1
     """
-    found = warehouse.one(connection, query, [score.name, champion["version"], today])[0]
-    return found if isinstance(found, date) else None
+    return [day for (day,) in connection.execute(query, [score.name, champion["version"], today]).fetchall()]
 
 
 def _write(
@@ -84,7 +93,6 @@ def _write(
     champion: Mapping[str, Any],
     card: "Card",
     day: date,
-    incidents: Sequence[Known] | None,
     with_label: bool,
     where: Paths,
 ) -> bool:
@@ -97,16 +105,21 @@ def _write(
     current = _drawn(connection, score, _with_labels(score, scored) if with_label else scored, "as_of_date")
     rows, content = warehouse.content_hash(connection, current)
     if with_label and not rows:  # all labels are other customers'
-        return _write(connection, score, champion, card, day, incidents, False, where)
+        return _write(connection, score, champion, card, day, False, where)
     if not rows:
         return False
-    head = _head(score, metrics, features, incidents)
+    alerted = [
+        one
+        for one in all_incidents(connection, score, day)
+        if one.kind != PROMISE and one.alerted_on <= day < (one.closed_on or date.max)
+    ]
+    head = _head(score, metrics, features, alerted)
     mark = [champion["version"], champion["training_set"], content, features, with_label, metrics, head, score.title]
     of = hashlib.sha256(json.dumps(mark).encode()).hexdigest()
-    if known.get("of") == of and (folder / PAGE).is_file():
+    if known.get("of") == of and (folder / PAGE).is_file() and (folder / PAGE).stat().st_size == known.get("bytes"):
         return False
 
-    from orchestration.evidently_history import forget_snapshots, keep_snapshot
+    from orchestration.evidently_history import forget_snapshot, keep_snapshot
     from reports.evidently_page import evidently_page
 
     types = {column.name: column.type for column in card.encoder.columns}
@@ -126,12 +139,14 @@ def _write(
         head=head,
     )
     ids = keep_snapshot(where.evidently, score, page.snapshot) if page.snapshot is not None else None
-    forget_snapshots(where.evidently, [known["evidently"]] if known.get("evidently") else [])
+    forget_snapshot(where.evidently, known.get("evidently"))
     with replaced(folder / PAGE) as staged:
         staged.write_text(page.html)
     # The figures say what the page was made of, so they come last.
     with replaced(folder / FIGURES) as staged:
-        staged.write_text(json.dumps({**figures, "page": {"of": of, "evidently": ids}}, indent=1))
+        size = (folder / PAGE).stat().st_size  # of another one it is damaged
+        told = {"of": of, "bytes": size, "has_label": with_label, "evidently": ids}
+        staged.write_text(json.dumps({**figures, "page": told}, indent=1))
     return True
 
 
@@ -185,7 +200,7 @@ def _said(scored: "pa.Table", score: Score) -> "pa.Table":
 
 
 def _head(
-    score: Score, metrics: Mapping[str, Any], features: Sequence[str], incidents: Sequence[Known] | None
+    score: Score, metrics: Mapping[str, Any], features: Sequence[str], incidents: Sequence[Known]
 ) -> dict[str, str]:
     """What the page says above its charts."""
     verdicts = {
@@ -201,9 +216,8 @@ def _head(
         "Current": f"{metrics['current']}: {metrics['current_rows']:,} rows",
         "Sample": f"the charts are of {SAMPLED:,} rows of either at most, drawn with seed {SEED}; figures are of all",
     }
-    if incidents is not None:
-        told = [one.told + (f"; {one.origin}" if one.origin else "") for one in incidents]
-        lines["Alert"] = " — ".join(told) or "none"
+    told = [one.told + (f"; {one.origin}" if one.origin else "") for one in incidents]
+    lines["Alert"] = " — ".join(told) or "none"
     lines["Drifted"] = f"{len(drifted)} of {metrics['compared_columns']} columns" + (
         f": {'; '.join(drifted)}" if drifted else ""
     )

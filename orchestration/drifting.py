@@ -14,7 +14,7 @@ from orchestration.alerting import tell_people
 from orchestration.cataloguing import tell_features
 from orchestration.checks import IN_ORDER, refuse_unsound
 from orchestration.drift_metrics import BAND, PREDICTION, measure_drift
-from orchestration.drift_pages import PAGE, write_pages
+from orchestration.drift_pages import FIGURES, PAGE, remove_page, write_pages
 from orchestration.incidents import PROMISE, Known, open_incidents, update_incidents
 from orchestration.judging import current_champion
 from orchestration.model_files import load_card
@@ -25,8 +25,6 @@ from reports.faults import Fault
 
 if TYPE_CHECKING:
     from ml.registry import Card
-
-FIGURES = "drift.json"
 
 
 def report_drift(connection: Connection, project: Project, score: Score, where: Paths) -> dict[str, Any]:
@@ -47,7 +45,11 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
     measured = measure_drift(connection, score, champion, where)
     # The figures are written last of all, so a date is told when they are there: else a run that was stopped in between
     # would have measured it, and no other would tell of it. Those of a version before may be there too.
-    of = drift_tables.counted(connection, score, version)
+    alerts = score.alerts
+    rule = (
+        f"{alerts.impact} {alerts.dates}"  # another one, and all is told again; what is counted depends on the others
+    )
+    of = {day: f"{made_from} {rule}" for day, made_from in drift_tables.counted(connection, score, version).items()}
     told = {day: read_json(where.reports / score.name / str(day) / FIGURES) for day in scored}
     untold = [
         day for day, known in told.items() if (known.get("model_version"), known.get("of")) != (version, of.get(day))
@@ -57,7 +59,11 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
     newest = max(scored)
     for day in sorted(day for day in scored if first is not None and day >= first):
         write_figures(connection, score, champion, card, day, of.get(day), where)
-    changed = write_pages(connection, score, champion, card, newest, incidents, clock(project), where)
+    for folder in (where.reports / score.name).glob("????-??-??"):
+        if read_json(folder / FIGURES).get("model_version") == version and folder.name not in map(str, scored):
+            remove_page(folder, where)  # of a date that was withdrawn
+            (folder / FIGURES).unlink()
+    changed = write_pages(connection, score, champion, card, newest, clock(project), where)
     page = where.reports / score.name / str(newest) / PAGE
     return {
         "day": newest,
@@ -125,7 +131,7 @@ def write_figures(
     file = where.reports / score.name / str(day) / FIGURES
     before = read_json(file)
     known = {"model_version": champion["version"], "of": of, "metrics": metrics}
-    page = before.get("page") if before.get("model_version") == champion["version"] else None
+    page = before.get("page")
     with replaced(file) as staged:
         staged.write_text(json.dumps({**known, **({"page": page} if page else {})}, indent=1, default=str))
 

@@ -1,7 +1,6 @@
 """The history of Evidently's reports in its own workspace format, data/evidently, which `evidently ui` shows."""
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,7 @@ def _add(folder: Path, score: Score, snapshot: Any) -> dict[str, str]:
     return {"project": str(project.id), "run": str(workspace.add_run(project.id, snapshot).id)}
 
 
-def forget_snapshots(folder: Path, kept: Iterable[dict[str, str]]) -> None:
-    """Removes snapshots, by their ids; those that are gone already are no matter."""
-    for ids in kept:
-        with suppress(FileNotFoundError):
-            (folder / ids["project"] / "snapshots" / f"{ids['run']}.json").unlink()
+def forget_snapshot(folder: Path, ids: Mapping[str, str] | None) -> None:
+    """Removes a snapshot by its ids, if it has any; one that is gone already is no matter."""
+    if ids:
+        (folder / ids["project"] / "snapshots" / f"{ids['run']}.json").unlink(missing_ok=True)

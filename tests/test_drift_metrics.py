@@ -679,11 +679,37 @@ def test_a_page_of_the_newest_date_is_written_once_and_again_with_the_labels_whe
     (run,) = workspace.list_runs(project.id)
     assert str(run) == read_json(page.with_name("drift.json"))["page"]["evidently"]["run"]
 
+    # A page that is damaged is written again, and one of a score whose owner wants none goes.
+    page.write_text(page.read_text()[:1000])
+    assert report_of(week(19))["changed"] is True
+    assert '"the label"' in page.read_text()
+
     # Another title is no other score.
     titled = msgspec.structs.replace(score, title="Going away", description="Whether they go.")
     assert report_drift(connection, msgspec.structs.replace(PROJECT, today=week(19)), titled, where)["changed"] is True
     (project,) = workspace.list_projects()
     assert (project.name, project.description) == ("Going away (leaving)", "Whether they go.")
+
+
+def test_every_page_has_its_label_once_that_has_matured_also_if_no_run_came_in_between(
+    connection: Connection, where: Paths
+) -> None:
+    score = a_score(alerts=Alerts(segments=("colour",)))
+    labelled(connection)
+    days, today = STEADY[-2:], week(19)
+    pages = [where.reports / score.name / str(day) / "drift.html" for day in days]
+    connection.execute(f"delete from features.customer_features where week = '{days[1]}'")
+    rescore(connection, where)
+    report_drift(connection, msgspec.structs.replace(PROJECT, today=week(17)), score, where)
+    assert pages[0].is_file() and '"the label"' not in pages[0].read_text()
+
+    add(connection, where, days[1])
+    report_drift(connection, msgspec.structs.replace(PROJECT, today=today), score, where)
+    assert all('"the label"' in page.read_text() for page in pages)
+
+    silent = a_score(alerts=Alerts(segments=("colour",), report=False))
+    assert report_drift(connection, msgspec.structs.replace(PROJECT, today=today), silent, where)["path"] is None
+    assert [page.is_file() for page in pages] == [True, False], "it would say what no longer is"
 
 
 def labelled(connection: Connection) -> None:
