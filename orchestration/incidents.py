@@ -4,6 +4,7 @@ An incident is told once, however many columns it has and however many dates it 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ml.registry import Card
 
 OPEN = "closed_on is null"
+MOST_ROOTS = 5  # raw columns that are looked at for where an incident began
 PROMISE = "worse than promised"  # the kind of an incident that is not of drift: see promise_incidents.py
 
 
@@ -234,7 +236,7 @@ def _keep(
             if first.cause == incident.cause:
                 row["origin"] = first.origin
             else:
-                row["origin"] = origin(connection, project, incident.cause) if incident.cause else None
+                row["origin"] = _origin(connection, project, incident)
             assigned = ", ".join(f"{name} = ${name}" for name in row)
             connection.execute(
                 f"update monitoring.incidents set {assigned} where score = $score and incident = $incident",
@@ -250,7 +252,7 @@ def _keep(
             "began_on": incident.began,
             "alerted_on": day,
             "closed_on": None,
-            "origin": origin(connection, project, incident.cause) if incident.cause else None,
+            "origin": _origin(connection, project, incident),
             "opened_at": datetime.now(UTC),
             "sent_at": sent.get(number),
         }
@@ -263,6 +265,22 @@ def _keep(
         "update monitoring.incidents set closed_on = ? where score = ? and incident in (select unnest(?::varchar[]))",
         [day, score.name, ended],
     )
+
+
+def _origin(connection: Connection, project: Project, incident: Incident) -> str | None:
+    """Where an incident began; of columns with a table in common by the raw column of it that most of them have."""
+    if incident.cause is None:
+        return None
+    roots = Counter(
+        root
+        for one in incident.columns
+        for root in one.roots
+        if one.fault.is_breakage and root.rpartition(".")[0] == incident.cause
+    )
+    if incident.kind == "lost source" or not roots:
+        return origin(connection, project, incident.cause)
+    each = (origin(connection, project, root) for root, _ in roots.most_common(MOST_ROOTS))
+    return next((found for found in each if found), None)
 
 
 def _of_cause(columns: Sequence[str]) -> set[str]:

@@ -85,7 +85,7 @@ def alerts_of(
         return []
     since = dates[-alerts.dates]
     lasting, said = ([one for one in some if one.began <= since] for some in (drifted, predictions))
-    tables = {_table(root) for one in lasting for root in one.roots}
+    tables = {table for one in lasting for table in _tables(one)}
     gone = {table: one for table, one in lost.items() if one.since <= since or table in tables}
     found = incidents_of(lasting, made_of, gone, importance, said, alerts.impact)
     return [one for one in found if one.impact >= alerts.impact]
@@ -106,8 +106,9 @@ def incidents_of(
     more. Columns are put together
 
     1. by a lost table that they are made from: all of them, as those that have not drifted yet are stale already,
-    2. the broken ones, by the raw column that made most of them and least else; those of one table that broke alike on
-       one date go together, and with them what merely moved on that date and is made from that table,
+    2. the broken ones, by the raw column that made most of them and least else, or where there is none by the table
+       that made most of what drifted on one date; those of one table that broke alike on one date go together, and with
+       them what merely moved on that date and is made from that table,
     3. and all that merely moved into one incident.
 
     The score goes with the weightiest of these, as its consequence, if that weighs `least`: else nobody would be told
@@ -175,10 +176,14 @@ def _broken(drifted: Sequence[Drifted], made_of: Mapping[str, Sequence[str]]) ->
     while any(one.fault.is_breakage for one in left):
         broken = [one for one in left if one.fault.is_breakage]
         cause = _common_root(broken, made_of)
-        group = [one for one in broken if (cause in one.roots if cause else not one.roots)] or broken[:1]
+        table = cause and _table(cause)
+        group = [one for one in broken if (cause in one.roots if cause else not one.roots)]
+        if not group:
+            table, began = _common_table(left, broken)
+            cause = table
+            group = [one for one in broken if one.began == began and table in _tables(one)] or broken[:1]
         incident = _incident(group[0].fault.kind, group, cause)
         kind = min((one.fault.kind for one in group), key=BROKEN.index)
-        table = cause and _table(cause)
         alike = found.get((kind, table, incident.began))
         if alike is not None:
             incident = _incident(kind, [*alike.columns, *group], table)
@@ -186,9 +191,7 @@ def _broken(drifted: Sequence[Drifted], made_of: Mapping[str, Sequence[str]]) ->
         left = [one for one in left if one not in group]
     with_moved = []
     for (_, table, began), incident in found.items():
-        moved = [
-            one for one in left if one.began == began and table and any(_table(root) == table for root in one.roots)
-        ]
+        moved = [one for one in left if one.began == began and table in _tables(one)]
         with_moved.append(_incident(incident.kind, [*incident.columns, *moved], incident.cause))
         left = [one for one in left if one not in moved]
     return with_moved
@@ -211,6 +214,22 @@ def _common_root(broken: Sequence[Drifted], made_of: Mapping[str, Sequence[str]]
     }
     best = max(sorted(alike), key=lambda root: alike[root], default=None)
     return best if best is not None and alike[best] >= LEAST_ALIKE else None
+
+
+def _common_table(drifted: Sequence[Drifted], broken: Sequence[Drifted]) -> tuple[str | None, date | None]:
+    """The table, and the date, of which most columns have drifted that are made from it, a broken one among them; None
+    if there is no other column with it."""
+    of_tables: dict[tuple[str, date], int] = {}
+    for one in drifted:
+        for table in _tables(one):
+            of_tables[table, one.began] = of_tables.get((table, one.began), 0) + 1
+    known = {(table, one.began) for one in broken for table in _tables(one)}
+    best = max(sorted(known), key=lambda place: of_tables[place], default=None)
+    return best if best is not None and of_tables[best] > 1 else (None, None)
+
+
+def _tables(one: Drifted) -> set[str]:
+    return {_table(root) for root in one.roots}
 
 
 def _table(root: str) -> str:

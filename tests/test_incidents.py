@@ -106,6 +106,30 @@ def test_a_broken_column_of_unknown_making_is_an_incident_of_its_own() -> None:
     ]
 
 
+def test_columns_that_no_raw_column_has_in_common_are_put_together_by_their_table_and_date() -> None:
+    made_of = {f"spend {place}": ["raw.visits.at", "raw.visits.spend"] for place in range(20)} | {"town": ["raw.p.t"]}
+
+    def one(column: str, kind: Kind, weeks: int = 1) -> Drifted:
+        return Drifted(
+            column=column,
+            effect=0.2,
+            importance=0.1,
+            began=DAY - timedelta(weeks=weeks),
+            fault=Fault(kind, ""),
+            roots=tuple(made_of[column]),
+        )
+
+    columns = [one("spend 0", "unit change"), one("spend 1", "jump"), one("spend 2", "shift"), one("town", "shift")]
+    found = incidents_of([*columns, one("spend 3", "jump", weeks=4), one("spend 4", "shift", weeks=4)], made_of, {}, {})
+    assert [(one.kind, one.cause, [column.column for column in one.columns]) for one in found] == [
+        ("unit change", "raw.visits", ["spend 0", "spend 1", "spend 2"]),
+        ("jump", "raw.visits", ["spend 3", "spend 4"]),
+        ("shift", None, ["town"]),
+    ]
+    alone = incidents_of([one("spend 0", "jump")], made_of, {}, {})
+    assert [(one.kind, one.cause) for one in alone] == [("jump", None)]
+
+
 def test_a_raw_column_that_made_much_else_is_no_cause() -> None:
     made_of = {f"feature {place}": ["raw.visits.at"] for place in range(9)}
     column = Drifted(
