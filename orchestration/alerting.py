@@ -19,6 +19,7 @@ from ml.declarations import Score
 from orchestration.incidents import PROMISE, Known, mark_sent
 from orchestration.project import Paths, page_url
 from orchestration.warehouse import open_warehouse
+from reports.incidents import next_step
 
 WEBHOOK, EMAIL = "SCOREHOUSE_ALERT_WEBHOOK", "SCOREHOUSE_ALERT_EMAIL"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -72,7 +73,9 @@ def message(score: Score, incident: Known, day: date) -> dict[str, Any]:
     url = page_url(f"reports/{score.name}")
     lines = [f"{score.title}: {SIGNS[sign_of(incident)]}: {incident.told}."]
     lines += [f"Origin: {incident.origin}."] if incident.origin else []
-    lines += [f"It weighs {incident.impact:.1%} of the score. Read more: {url}"]
+    if incident.kind != PROMISE:
+        lines += [f"{next_step(incident.severity, score.name, incident.began_on)}."]
+    lines += [f"It weighs {100 * incident.impact:.2g}% of the score. Read more: {url}"]
     return {
         "incident": incident.incident,
         "score": score.name,

@@ -16,6 +16,7 @@ from orchestration.model_files import load_model
 from orchestration.project import Paths, read_json, replaced
 from orchestration.training import SEED
 from orchestration.warehouse import Connection
+from reports.incidents import rule_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -230,18 +231,14 @@ def _head(
 
 
 def _what_would_change(score: Score, metrics: Mapping[str, Any], verdicts: Mapping[str, str]) -> str:
-    alerts = score.alerts
-    rule = (
-        f"an alert needs columns with {alerts.effect:.0%} of their rows beyond what is usual, on {alerts.dates} as-of"
-        f" dates in a row, that weigh {alerts.impact:.1%} of the score together (effect × importance)"
-    )
+    rule = rule_of(score.alerts)
     effects = {
         name: effect
         for name, verdict in verdicts.items()
         # what goes on with the calendar is beyond the line, and none the less in order
-        if verdict == "stable" and (effect := metrics[f"column.{name}.effect"]) < alerts.effect
+        if verdict == "stable" and (effect := metrics[f"column.{name}.effect"]) < score.alerts.effect
     }
     if not effects:
         return rule
     nearest = max(sorted(effects), key=lambda name: effects[name])
-    return f"{rule}; next would be {nearest}, of which {effects[nearest]:.1%} are"
+    return f"{rule}; next would be {nearest}, of which {effects[nearest]:.2%} are"

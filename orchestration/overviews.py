@@ -26,13 +26,15 @@ from orchestration.training import SEED
 from orchestration.training_sets import clock
 from orchestration.warehouse import Connection
 from reports.distances import Bins, Distribution, merged, shares
-from reports.overview import FEATURES, FeatureSeries, Mark, OnDate, Overview, Trouble, overview_page
+from reports.incidents import rule_of
+from reports.overview import FEATURES, DriftedColumn, FeatureSeries, Mark, OnDate, Overview, Trouble, overview_page
 from serving.pages.monitoring import FILE, PAGE, Incident, Summary
 
 if TYPE_CHECKING:
     from ml.registry import Card
 
 SHOWN = 60  # as-of dates, the newest
+LISTED = 200  # drifted columns
 LEAST = 0.0003  # effect × importance of a drift that has a picture before the features that weigh most
 
 
@@ -75,7 +77,6 @@ def _overview(
     card = load_card(where, score, version)
     dates = _dates(connection, score, version, where)
     performance = performance_of(connection, score, champion, clock(project), where)
-    alerts = score.alerts
     return Overview(
         score=score.name,
         title=score.title,
@@ -89,9 +90,8 @@ def _overview(
             for one in reversed(all_incidents(connection, score, dates[0].as_of_date))
         ],
         features=_features(connection, score, version, card),
-        rule=f"An alert needs columns with {alerts.effect:.0%} of their rows beyond what is usual, among {alerts.rows}"
-        f" customers at the least, on {alerts.dates} as-of dates in a row, that weigh {alerts.impact:.1%} of the score"
-        " together (effect × importance)",
+        drifted=_drifted_columns(connection, score, version),
+        rule=rule_of(score.alerts),
         sample=f"Drift is counted on all rows. The charts of single dates are of {SAMPLED:,} rows of either side at"
         f" most, {CHARTED} features and the score, drawn with seed {SEED}. Metrics are of {performance.most_sampled:,}"
         f" customers of a date at most, drawn with seed {performance.seed}.",
@@ -115,7 +115,7 @@ def _dates(connection: Connection, score: Score, champion: int, where: Paths) ->
     found = []
     for day, versions_of in sorted(by_date.items())[-SHOWN:]:
         version = next((one for one in (served.get(day), champion) if one in versions_of), max(versions_of))
-        share, columns = drifted.get((day, version), (None, 0))
+        share, weighs, columns = drifted.get((day, version), (None, None, 0))
         pages = (where.reports / score.name / str(day)).glob("*.html")
         found.append(
             OnDate(
@@ -123,6 +123,7 @@ def _dates(connection: Connection, score: Score, champion: int, where: Paths) ->
                 model_version=version,
                 customers=versions_of[version],
                 drifted=share,
+                weighs=weighs,
                 drifted_columns=columns,
                 pages=tuple(sorted(file.name for file in pages if file.name != PAGE)),
             )
@@ -130,15 +131,16 @@ def _dates(connection: Connection, score: Score, champion: int, where: Paths) ->
     return found
 
 
-def _drifted(connection: Connection, score: Score) -> dict[tuple[date, int], tuple[float | None, int]]:
-    """As-of date and version -> the share of the importance that drifted features have, and how many columns these
-    are, the score among them."""
+def _drifted(connection: Connection, score: Score) -> dict[tuple[date, int], tuple[float | None, float | None, int]]:
+    """As-of date and version -> the share of the importance that drifted features have, that by how much they have, and
+    how many columns these are, the score among them."""
     found = connection.execute(
         """
         with columns as (
             select
                 as_of_date, model_version, column_name, bool_or(is_drifted) as is_drifted,
-                case when column_name in ($score_column, $band) then 0 else max(importance) end as importance
+                case when column_name in ($score_column, $band) then 0 else max(importance) end as importance,
+                max(effect) as effect
             from monitoring.drift_metrics
             where score = $score and segment_column is null
             group by 1, 2, 3
@@ -146,12 +148,36 @@ def _drifted(connection: Connection, score: Score) -> dict[tuple[date, int], tup
 
         select
             as_of_date, model_version,
-            coalesce(sum(importance) filter (is_drifted), 0) / nullif(sum(importance), 0), count(*) filter (is_drifted)
-        from columns group by 1, 2
+            round(coalesce(sum(importance) filter (is_drifted), 0) / nullif(sum(importance), 0), 9),
+            round(coalesce(sum(importance * effect) filter (is_drifted), 0), 9), count(*) filter (is_drifted)
+        from columns group by 1, 2 -- rounded, as sums of several threads differ in their last digits
         """,
         {"score": score.name, "score_column": PREDICTION, "band": BAND},
     ).fetchall()
-    return {(day, version): (share, columns) for day, version, share, columns in found}
+    return {(day, version): tuple(figures) for day, version, *figures in found}
+
+
+def _drifted_columns(connection: Connection, score: Score, version: int) -> list[DriftedColumn]:
+    """All that has drifted at the newest date, the score first, then the weightiest."""
+    return [
+        DriftedColumn(**row)
+        for row in warehouse.rows(
+            connection,
+            """
+            with measured as (
+                select *, max(as_of_date) over () as newest from monitoring.drift_metrics
+                where score = $score and model_version = $version and segment_column is null
+            )
+
+            select
+                column_name as name, if(column_name in ($p, $b), null, max(importance)) as importance,
+                max(effect) as effect, any_value(drifted_since) as since, any_value(told) as told
+            from measured where as_of_date = newest and drifted_since is not null
+            group by 1 order by max(importance) * max(effect) desc, 1 limit $most
+            """,
+            {"score": score.name, "version": version, "p": PREDICTION, "b": BAND, "most": LISTED},
+        )
+    ]
 
 
 def _marks(connection: Connection, score: Score, dates: Sequence[OnDate], where: Paths) -> list[Mark]:
@@ -275,6 +301,8 @@ def _summary(score: Score, overview: Overview, of: str) -> Summary:
         verdict=performance.verdict,
         told=performance.told,
         drifted=overview.dates[-1].drifted,
+        weighs=overview.dates[-1].weighs,
+        alerted_from=score.alerts.impact,
         incidents=[
             Incident(severity=one.severity, told=one.told, origin=one.origin, began_on=one.began_on)
             for one in overview.open

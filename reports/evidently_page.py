@@ -33,7 +33,7 @@ Shown = Literal["number", "category"]
 HEAD = """<title>{title}</title>
 <style>
   .report-head {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 60rem; }}
-  .report-head {{ margin: 2rem auto 1rem; padding: 0 1.5rem; }}
+  .report-head {{ margin: 2rem auto 1rem; padding: 1rem 1.5rem; background: #ffffff; border-radius: 8px; }}
   .report-head h1 {{ font-size: 1.6rem; margin: 0 0 .5rem; }}
   .report-head dl {{ display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .2rem 1rem; margin: 0; }}
   .report-head dt {{ color: #52606d; }}

@@ -236,6 +236,28 @@ def _table(root: str) -> str:
     return root.rpartition(".")[0]
 
 
+def rule_of(alerts: Alerts) -> str:
+    """What takes an alert, in words."""
+    return (
+        f"an alert needs columns with {100 * alerts.effect:.3g}% of their rows beyond what is usual, among"
+        f" {alerts.rows:,} customers at the least, on {alerts.dates} as-of {'dates' if alerts.dates > 1 else 'date'} in"
+        f" a row, that weigh {100 * alerts.impact:.3g}% of the score together (effect × importance)"
+    )
+
+
+def next_step(severity: str, score: str, began_on: date) -> str:
+    """What to do about an incident of drift."""
+    if severity == "error":
+        return (
+            "Mend the data where it began and run again; what was built of it since is built again by"
+            f" make backfill FROM={began_on}"
+        )
+    return (
+        "If the business knows why, nothing is to be done; if the metric suffers, train a version on newer dates:"
+        f" make train SCORE={score}"
+    )
+
+
 def told(incident: Incident, most: int = 3) -> str:
     """An incident in a sentence: what, since when, by which columns, and where it comes from."""
     what = {

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from ml.metrics import METRICS
 from ml.realised import Performance, RealisedMetric
+from reports.incidents import next_step
 from reports.templating import template
 
 WIDTH, HEIGHT = 600.0, 130.0  # of a picture, in units of its own
@@ -27,6 +28,7 @@ class OnDate(msgspec.Struct, frozen=True, kw_only=True):
     model_version: int
     customers: int
     drifted: float | None  # share of the importance, 0 to 1; None: not measured
+    weighs: float | None = None  # the sum of effect × importance
     drifted_columns: int = 0
     pages: tuple[str, ...] = ()  # names of files
 
@@ -73,6 +75,16 @@ class FeatureSeries(msgspec.Struct, frozen=True, kw_only=True):
     told: str | None
 
 
+class DriftedColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """A column that has drifted at the newest date: by how much, since when, and what has become of it."""
+
+    name: str
+    importance: float | None  # None of the score itself
+    effect: float
+    since: date
+    told: str | None
+
+
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """All that the page shows of a score. `dates` are the newest, the oldest first; `troubles` the newest first."""
 
@@ -85,14 +97,16 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     marks: list[Mark]
     troubles: list[Trouble]
     features: list[FeatureSeries]
+    drifted: list[DriftedColumn] = []
     rule: str
     sample: str
     reference: str
 
     @property
     def open(self) -> list[Trouble]:
-        """What is wrong with the data or the customers now; that the promise is broken `performance` says."""
-        return [one for one in self.troubles if one.closed_on is None and not one.is_promise]
+        """What is wrong now with the data, then the customers; that the promise is broken `performance` says."""
+        lasting = [one for one in self.troubles if one.closed_on is None and not one.is_promise]
+        return sorted(lasting, key=lambda one: one.severity != "error")
 
 
 class Panel(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +133,7 @@ def overview_page(overview: Overview) -> str:
         panels=[_metric_panel(overview, axis), _drift_panel(overview, axis), _volume_panel(overview, axis)],
         features=[(one, _feature_picture(one)) for one in overview.features[:FEATURES]],
         labels=[days[0], days[len(days) // 2], days[-1]] if len(days) > 2 else days,
+        next_step=next_step,
         headline=next(iter(METRICS[overview.performance.kind])),
         reports=[one for one in reversed(overview.dates) if one.pages],
     )
@@ -132,7 +147,9 @@ def figure(number: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %" if share == 0 or share >= 0.01 else f"{100 * share:.2g} %"
+    if share is None:
+        return "–"
+    return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
 
 
 Axis = Callable[[date], float]
@@ -196,6 +213,9 @@ def _metric_panel(overview: Overview, axis: Axis) -> Panel:
     performance = overview.performance
     name, about = next(iter(METRICS[performance.kind].items()))
     first = overview.dates[0].as_of_date
+    champion = performance.model_version
+    began = next((one.as_of_date for one in overview.dates if one.model_version == champion), first)
+    begins = 0.0 if began == first else axis(began)  # before that another version was there, with a promise of its own
     realised: list[tuple[date, RealisedMetric]] = [
         (one.as_of_date, metric)
         for one in performance.dates
@@ -212,10 +232,18 @@ def _metric_panel(overview: Overview, axis: Axis) -> Panel:
     ]
     promised, interval = performance.promised.get(name), performance.intervals.get(name)
     naive = performance.baseline.get(name)
+    of_others = [
+        (one.as_of_date, metric.promised)
+        for one in performance.dates
+        if first <= one.as_of_date < began and one.model_version == one.served_version != champion
+        for metric in one.metrics
+        if metric.metric == name and metric.promised is not None
+    ]
     numbers = [
         number
         for number in (
             promised,
+            *(number for _, number in of_others),
             naive,
             *(interval or ()),
             *(part for _, one in realised for part in (one.realised, one.realised_low, one.realised_high)),
@@ -227,11 +255,17 @@ def _metric_panel(overview: Overview, axis: Axis) -> Panel:
     parts = _behind(overview, axis, of_promise=True)
     if interval is not None:
         parts.append(
-            f'<rect class="room" x="0" width="{WIDTH:g}" y="{y(interval[1])}"'
+            f'<rect class="room" x="{begins:g}" width="{WIDTH - begins:g}" y="{y(interval[1])}"'
             f' height="{round(y(interval[0]) - y(interval[1]), 1)}"/>'
         )
     if promised is not None:
-        parts.append(f'<path class="promised" d="M0 {y(promised)}H{WIDTH:g}"><title>promised</title></path>')
+        parts.append(f'<path class="promised" d="M{begins:g} {y(promised)}H{WIDTH:g}"><title>promised</title></path>')
+    half = _bar_width(overview) / 2
+    parts += [
+        f'<path class="promised" d="M{round(axis(day) - half, 1)} {y(number)}h{round(2 * half, 1)}">'
+        "<title>promised by the version before</title></path>"
+        for day, number in of_others
+    ]
     if naive is not None:
         parts.append(f'<path class="naive" d="M0 {y(naive)}H{WIDTH:g}"><title>naive forecast</title></path>')
     for day, known in realised:

@@ -282,9 +282,11 @@ def test_a_webhook_gets_a_message_per_incident_and_none_twice(
         "columns": ["spend"],
         "url": "https://scores.example.com/reports/leaving",
         "text": "Leaving: The data seem broken: spend × 100.\nOrigin: began with batch 7.\n"
-        "It weighs 25.0% of the score. Read more: https://scores.example.com/reports/leaving",
+        "Mend the data where it began and run again; what was built of it since is built again by make backfill"
+        " FROM=2024-04-29.\nIt weighs 25% of the score. Read more: https://scores.example.com/reports/leaving",
     }
-    assert server.taken[1][1]["text"].startswith("Leaving: Customers have moved: more <red>.\nIt weighs 12.5%")
+    assert server.taken[1][1]["text"].startswith("Leaving: Customers have moved: more <red>.\nIf the business")
+    assert "make train SCORE=leaving.\nIt weighs 12% of the score" in server.taken[1][1]["text"]
 
 
 def test_an_answer_that_is_an_error_is_told_and_the_alert_is_sent_by_the_next_run(

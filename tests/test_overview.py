@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from reports.overview import FeatureSeries, Mark, OnDate, Overview, Trouble, overview_page
+from reports.overview import DriftedColumn, FeatureSeries, Mark, OnDate, Overview, Trouble, overview_page
 from serving.pages.monitoring import FILE, PAGE, Incident, Summary, all_summaries, newest_page, read_summary
 from tests.test_performance import a_date, a_performance
 
@@ -97,6 +97,37 @@ def test_what_is_wrong_stands_above_all_with_its_origin_and_is_never_read_as_htm
     assert "Began with batch 7" in words(page) and "Nothing has drifted" not in words(page)
     assert "<b>." not in page and "Leaving &amp; &lt;i&gt;" in page
     assert "goes on" in words(page) and str(week(1)) in words(page)
+
+
+def test_broken_data_stand_before_customers_that_moved_each_with_what_to_do() -> None:
+    page = words(
+        overview_page(
+            overview(troubles=[trouble(incident="b", severity="warn", told="more red"), trouble(began_on=week(2))])
+        )
+    )
+    assert page.index("The data seem broken") < page.index("Customers have moved")
+    assert f"make backfill FROM={week(2)}." in page and "make train SCORE=leaving." in page
+
+
+def test_all_that_drifted_is_listed_and_what_it_weighs_on_each_date() -> None:
+    drifted = [
+        DriftedColumn(name="the score", importance=None, effect=0.1, since=week(3), told=None),
+        DriftedColumn(name="spend", importance=0.034, effect=0.0498, since=week(2), told="the mean went <i>"),
+    ]
+    dates = [msgspec.structs.replace(overview().dates[-1], weighs=0.0017)]
+    page = words(overview_page(overview(drifted=drifted, dates=dates)))
+    assert f"the score {week(3)} – 10 %" in page
+    assert f"spend {week(2)} 3.4 % 5 % the mean went <i>" in page
+    assert "30 % 0.17 % drift" in page
+    assert "Drifted columns" not in words(overview_page(overview()))
+
+
+def test_the_promise_of_a_version_before_is_drawn_where_it_was_served() -> None:
+    dates = [a_date(number, as_of_date=week(number)) for number in range(4)]
+    page = overview_page(overview(performance=a_performance(*dates)))
+    assert page.count("promised by the version before") == 2
+    (line,) = re.findall(r'<path class="promised" d="M([\d.]+) [\d.]+H600"><title>promised</title>', page)
+    assert 300 < float(line) < 600, "that of the champion begins with it"
 
 
 def test_a_broken_promise_is_shaded_behind_the_metric_and_drift_behind_the_others() -> None:

@@ -13,7 +13,6 @@ from urllib.parse import quote
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from litestar import MediaType, Request, Response, Router, get
-from litestar.exceptions import NotFoundException
 from litestar.params import Parameter
 from markupsafe import Markup
 
@@ -189,15 +188,16 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
         path = await asyncio.to_thread(newest_page, reports, score) if NAMED.fullmatch(score) else None
         if path is not None:
             return await _file(request, path, CARD_HEADERS, await way_back(score))
-        missing = _render("not_found.html", 404, here="", detail=f"Score '{score[:100]}' has no report. See /reports.")
-        missing.headers.update(PAGE_HEADERS)
-        return missing
+        return _missing(f"Score '{score[:100]}' has no report. See /reports.")
 
     @get("/reports/{score:str}/{as_of_date:str}/{name:str}")
-    async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> Response[bytes]:
+    async def report(request: Request[Any, Any, Any], score: str, as_of_date: str, name: str) -> Response[Any]:
         path = reports / score / as_of_date / name
         if report_file(path, score, as_of_date, name) is None:
-            raise NotFoundException(detail="There is no such report. See /reports.")
+            return _missing(
+                "There is no such report: pages are made of the newest as-of date of each run, and the newest 52 stay."
+                " See /reports."
+            )
         return await _file(request, path, REPORT_HEADERS, await way_back(score))
 
     @get("/models/{score:str}/{version:str}")
@@ -208,9 +208,7 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
         told = await asyncio.to_thread(read_versions, reports, score)
         known = ", ".join(str(line.version) for line in told.versions) if told else "none yet"
         detail = f"Score '{score[:100]}' has no version '{version[:100]}'. Known versions: {known}."
-        missing = _render("not_found.html", 404, here="", detail=detail)
-        missing.headers.update(PAGE_HEADERS)
-        return missing
+        return _missing(detail)
 
     return [
         Router(
@@ -222,6 +220,12 @@ def pages(catalogue: Catalogue, reports: Path) -> list[Router]:
         Router("/", route_handlers=[report, score_report], include_in_schema=False),
         Router("/", route_handlers=[model_card], include_in_schema=False),
     ]
+
+
+def _missing(detail: str) -> Response[str]:
+    missing = _render("not_found.html", 404, here="", detail=detail)
+    missing.headers.update(PAGE_HEADERS)
+    return missing
 
 
 async def _file(request: Request[Any, Any, Any], path: Path, headers: dict[str, str], way_back: str) -> Response[bytes]:

@@ -20,7 +20,8 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """A score as of its newest date: its first metric as promised, estimated for the newest date and realised on the
-    newest matured one, the share of the importance that has drifted, and what is wrong. `of` is a hash of its page."""
+    newest matured one, the share of the importance that has drifted, what that weighs (effect × importance) and from
+    what on people are told, and what is wrong. `of` is a hash of its page."""
 
     of: str
     score: str
@@ -34,6 +35,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str
     told: str
     drifted: float | None
+    weighs: float | None = None
+    alerted_from: float | None = None
     incidents: list[Incident]
 
     @property

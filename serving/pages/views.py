@@ -215,6 +215,13 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def percent(share: float | None) -> str:
+    """A share with what is worth reading of it: 12 %, 3.3 %, 0.18 %; a dash for none."""
+    if share is None:
+        return "–"
+    return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
+
+
 def measure(number: float | None) -> str:
     """A number with what is worth reading of it: 0.8812, 12.35, 1,234; a dash for none."""
     if number is None:
@@ -261,6 +268,7 @@ FILTERS = {
     "capitalized": capitalized,
     "count": count,
     "measure": measure,
+    "percent": percent,
     "threshold": threshold,
     "breakable": breakable,
     "scored": scored,
