@@ -15,6 +15,8 @@ from email.utils import formatdate, make_msgid
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
+import msgspec
+
 from ml.declarations import Score
 from orchestration.incidents import PROMISE, Known, mark_sent
 from orchestration.project import Paths, page_url
@@ -43,28 +45,45 @@ class Unsent(RuntimeError):
 def tell_people(where: Paths, score: Score, incidents: Sequence[Known], day: date) -> list[str]:
     """Sends each of these incidents that was not sent yet, one message for each; gives what could not be sent, and why.
 
-    What was not taken stays unsent, and is tried again by the next run. A message may come twice where a run is killed
-    between the sending and the note of it: it has the incident's number as its id. Nobody waits for the warehouse while
-    a server takes its time: it is opened to note what was sent, if anything was.
+    What a way has not taken is tried again by the next run, by that way alone. A message may come twice where a run is
+    killed between the sending and the note of it: it has the incident's number as its id. Nobody waits for the
+    warehouse while a server takes its time: it is opened to note what was sent, if anything was.
     """
     sent, faults = send_alerts(score, incidents, day)
     if sent:
         with open_warehouse(where.warehouse) as connection:
-            for incident in sent:
-                mark_sent(connection, score, incident)
+            for one in sent:
+                mark_sent(connection, score, one.incident, one.by, one.is_all)
     return faults
 
 
-def send_alerts(score: Score, incidents: Sequence[Known], day: date) -> tuple[list[str], list[str]]:
-    """Sends what was not sent yet: the numbers of the incidents that were taken, and why others were not."""
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """An incident whose message was taken now: by which ways it was until now, and whether these are all."""
+
+    incident: str
+    by: list[str]
+    is_all: bool
+
+
+def send_alerts(score: Score, incidents: Sequence[Known], day: date) -> tuple[list[Sent], list[str]]:
+    """Sends what was not sent yet: the incidents that were taken, and why others were not."""
     taken, faults = [], []
     for incident in (one for one in incidents if one.sent_at is None):
-        told = message(score, incident, day)
-        try:
-            if send(told, score.email):
-                taken.append(incident.incident)
-        except Unsent as error:
-            faults.append(f"the alert on incident {incident.incident} was not sent: {error}; the next run tries again")
+        told, by = message(score, incident, day), list(incident.sent_by or [])
+        why = []
+        for way, send in _ways(told, score.email).items():
+            fault = "" if way in by else _within(LONGEST, send)
+            if fault:
+                why.append(fault)
+            elif way not in by:
+                by.append(way)
+        if by and (by != incident.sent_by or not why):
+            taken.append(Sent(incident=incident.incident, by=by, is_all=not why))
+        if why:
+            reasons = "; ".join(why)
+            faults.append(
+                f"the alert on incident {incident.incident} was not sent: {reasons}; the next run tries again"
+            )
     return taken, faults
 
 
@@ -97,17 +116,11 @@ def sign_of(incident: Known) -> Sign:
     return "promise" if incident.kind == PROMISE else "error" if incident.severity == "error" else "warn"
 
 
-def send(told: dict[str, Any], owner: str) -> bool:
-    """Sends a message by all ways that are configured, also where one of them fails; False if none is. Raises `Unsent`
-    with all that failed."""
+def _ways(told: dict[str, Any], owner: str) -> dict[str, Callable[[], None]]:
+    """The ways by which a message is to go, as the environment says; none, and nobody is told."""
     webhook, email = os.environ.get(WEBHOOK, ""), os.environ.get(EMAIL, "")
-    faults = []
-    for address, way in ((webhook, lambda: _post(webhook, told)), (email, lambda: _mail(email, told, owner))):
-        if address and (fault := _within(LONGEST, way)):
-            faults.append(fault)
-    if faults:
-        raise Unsent("; ".join(faults))
-    return bool(webhook or email)
+    ways = {"webhook": (webhook, lambda: _post(webhook, told)), "email": (email, lambda: _mail(email, told, owner))}
+    return {name: send for name, (address, send) in ways.items() if address}
 
 
 def _within(seconds: float, way: Callable[[], None]) -> str:

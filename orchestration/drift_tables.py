@@ -41,8 +41,9 @@ TABLES = """
     create table if not exists monitoring.incidents (
         score varchar, model_version integer, incident varchar, kind varchar, cause varchar, severity varchar,
         began_on date, alerted_on date, last_seen_on date, closed_on date, impact double, columns varchar[],
-        told varchar, origin varchar, opened_at timestamptz, sent_at timestamptz
+        told varchar, origin varchar, opened_at timestamptz, sent_at timestamptz, sent_by varchar[]
     );
+    alter table monitoring.incidents add column if not exists sent_by varchar[];
 """
 TRAINED, HELD_OUT, SCORED = "trained", "held out", "scored"  # parts of the rows
 
@@ -57,7 +58,7 @@ def write(connection: Connection, table: str, rows: Sequence[Mapping[str, Any]])
 
     if rows:
         types = warehouse.columns(connection, "monitoring", table)
-        names = [name for name in types if name in rows[0]]
+        names = list(rows[0])
         schema = pa.schema([(name, _arrow(types[name])) for name in names])
         reader = pa.Table.from_pylist(list(rows), schema).to_reader()
         with warehouse.registered(connection, reader) as stream:

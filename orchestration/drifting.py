@@ -43,26 +43,14 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
         )
     card = load_card(where, score, version)
     measured = measure_drift(connection, score, champion, where)
-    # The figures are written last of all, so a date is told when they are there: else a run that was stopped in between
-    # would have measured it, and no other would tell of it. Those of a version before may be there too.
-    alerts = score.alerts
-    rule = (
-        f"{alerts.impact} {alerts.dates}"  # another one, and all is told again; what is counted depends on the others
-    )
-    of = {day: f"{made_from} {rule}" for day, made_from in drift_tables.counted(connection, score, version).items()}
-    told = {day: read_json(where.reports / score.name / str(day) / FIGURES) for day in scored}
-    untold = [
-        day for day, known in told.items() if (known.get("model_version"), known.get("of")) != (version, of.get(day))
-    ]
-    first = min([*measured, *untold], default=None)  # those after it are compared with it
+    # Of all dates what their figures are to be made from: the counts, and the rule by which an incident is one.
+    counts = drift_tables.counted(connection, score, version)
+    of = {day: f"{counts.get(day)} {score.alerts.impact} {score.alerts.dates}" for day in scored}
+    first = min([*measured, *_untold(score, version, of, where)], default=None)  # those after it are compared with it
     incidents = update_incidents(connection, project, score, version, card, first, where)
     newest = max(scored)
     for day in sorted(day for day in scored if first is not None and day >= first):
-        write_figures(connection, score, champion, card, day, of.get(day), where)
-    for folder in (where.reports / score.name).glob("????-??-??"):
-        if read_json(folder / FIGURES).get("model_version") == version and folder.name not in map(str, scored):
-            remove_page(folder, where)  # of a date that was withdrawn
-            (folder / FIGURES).unlink()
+        write_figures(connection, score, champion, card, day, of[day], where)
     changed = write_pages(connection, score, champion, card, newest, clock(project), where)
     page = where.reports / score.name / str(newest) / PAGE
     return {
@@ -75,18 +63,34 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
     }
 
 
+def _untold(score: Score, version: int, of: Mapping[date, str], where: Paths) -> list[date]:
+    """The dates whose figures are not there as they are to be; the figures of dates that were withdrawn go.
+
+    Figures are written last of all, so where they are a date is told: else a run that was stopped in between would have
+    measured it, and no other would tell of it. Those of a version before may be there too.
+    """
+    there = {}
+    for folder in (where.reports / score.name).glob("????-??-??"):
+        known = read_json(folder / FIGURES)
+        there[folder.name] = known.get("model_version"), known.get("of")
+        if known.get("model_version") == version and folder.name not in map(str, of):
+            remove_page(folder, where)
+            (folder / FIGURES).unlink()
+    return [day for day, made_from in of.items() if there.get(str(day)) != (version, made_from)]
+
+
 def write_figures(
     connection: Connection,
     score: Score,
     champion: Mapping[str, Any],
     card: "Card",
     day: date,
-    of: str | None,
+    of: str,
     where: Paths,
 ) -> None:
     """Writes drift.json of a date: what was compared with what, and of each column its figures and verdict.
 
-    `of` is what they were counted from. What is known of the date's page stays known, if it is of the same version.
+    `of` is what they were counted from. What is known of the date's page stays known.
     """
     rows = warehouse.rows(
         connection,
@@ -173,17 +177,19 @@ def drift_asset(score: Score, project: Project, where: Paths) -> dg.AssetsDefini
                 tell_features(connection, project, score, where)
         except Exception:  # a page that can't be written keeps no alert back
             for fault in _tell_what_is_open(score, where):
-                context.log.info(f"· reports.{score.name}_drift: {fault}")
+                context.log.warning(f"· reports.{score.name}_drift: {fault}")
             raise
         incidents: list[Known] = report["incidents"]
-        for fault in tell_people(where, score, incidents, report["day"]):
-            context.log.info(f"· reports.{score.name}_drift: {fault}")
+        unsent = tell_people(where, score, incidents, report["day"])
+        for fault in unsent:
+            context.log.warning(f"· reports.{score.name}_drift: {fault}")
         yield dg.MaterializeResult(
             metadata={
                 **_links(score, report["day"], report["path"]),
                 "as-of date": str(report["day"]),
                 "as-of dates measured now": ", ".join(map(str, report["measured"])) or "none: nothing has changed",
                 "verdict": _verdict(incidents),
+                "alerts not sent": "; ".join(unsent) or "none",
                 "figures": dg.MetadataValue.json(report["metrics"]),
                 "changed": report["changed"],
             },

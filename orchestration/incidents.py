@@ -46,6 +46,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     told: str
     origin: str | None
     sent_at: datetime | None
+    sent_by: list[str] | None = None  # which ways have taken its message, also where another has not yet
 
 
 def update_incidents(
@@ -112,10 +113,11 @@ def number_of(*what: Any) -> str:
     return hashlib.sha256(" ".join(map(str, what)).encode()).hexdigest()[:12]
 
 
-def mark_sent(connection: Connection, score: Score, incident: str) -> None:
+def mark_sent(connection: Connection, score: Score, incident: str, by: Sequence[str], is_all: bool) -> None:
+    """Notes by which ways the message of an incident was taken, and whether these are all."""
     connection.execute(
-        "update monitoring.incidents set sent_at = ? where score = ? and incident = ?",
-        [datetime.now(UTC), score.name, incident],
+        "update monitoring.incidents set sent_by = ?::varchar[], sent_at = ? where score = ? and incident = ?",
+        [list(by), datetime.now(UTC) if is_all else None, score.name, incident],
     )
 
 

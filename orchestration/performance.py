@@ -213,8 +213,9 @@ def performance_asset(score: Score, label: dg.AssetKey, project: Project, where:
             measured = measure(connection, score, today, where)
             report = report_performance(connection, score, today, where)
             broken = update_promise(connection, score, report["performance"])
-        for fault in tell_people(where, score, broken, report["day"]):
-            context.log.info(f"· reports.{score.name}_performance: {fault}")
+        unsent = tell_people(where, score, broken, report["day"])
+        for fault in unsent:
+            context.log.warning(f"· reports.{score.name}_performance: {fault}")
         found: Performance = report["performance"]
         yield dg.MaterializeResult(
             metadata={
@@ -223,6 +224,7 @@ def performance_asset(score: Score, label: dg.AssetKey, project: Project, where:
                 "estimated before labels mature": f"{len(found.estimates):,} of the newest dates",
                 "champion": found.told,
                 "next labels mature on": str(found.next_matures_on or "not known"),
+                "alerts not sent": "; ".join(unsent) or "none",
                 **_links(score, report["day"], report["path"]),
                 "changed": report["changed"],
             },

@@ -236,8 +236,8 @@ def send_alerts(
 ) -> list[str]:
     """What could not be sent; what was is marked so, as a run does."""
     taken, faults = send_all(score, incidents, day)
-    for incident in taken:
-        mark_sent(connection, score, incident)
+    for one in taken:
+        mark_sent(connection, score, one.incident, one.by, one.is_all)
     return faults
 
 
@@ -448,14 +448,18 @@ def test_a_mail_server_that_is_none_is_told_without_its_password(
     assert SECRET not in str(faults)
 
 
-def test_what_one_way_takes_and_the_other_does_not_is_sent_again_by_both(
+def test_what_one_way_takes_and_the_other_does_not_is_sent_again_by_the_other_alone(
     connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(Webhook()) as server:
         monkeypatch.setenv(WEBHOOK, server.url)
         monkeypatch.setenv(EMAIL, "smtp://nobody")
         assert len(sent(connection)) == 2 == len(server.taken)
-    assert unsent(connection) == ["aaa", "bbb"], "its Idempotency-Key tells a webhook what it has had"
+        assert unsent(connection) == ["aaa", "bbb"]
+        with serving(MailServer()) as mails:
+            monkeypatch.setenv(EMAIL, mail_to(mails))
+            assert sent(connection) == []
+        assert (len(server.taken), len(mails.mails), unsent(connection)) == (2, 2, [])
 
 
 def test_a_webhook_that_fails_keeps_no_mail_back(

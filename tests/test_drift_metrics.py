@@ -418,7 +418,7 @@ def test_an_incident_goes_on_without_being_told_again_and_closes_when_the_column
     assert told(connection, where) == []
     opened = the_incident(connection)
     assert (opened.alerted_on, opened.closed_on) == (STEADY[2], STEADY[3])
-    mark_sent(connection, SCORE, opened.incident)
+    mark_sent(connection, SCORE, opened.incident, ["webhook"], True)
     change(connection, where, STEADY[3], "spend = spend * 100")
     (open_now,) = told(connection, where)
     assert (open_now.incident, open_now.closed_on, open_now.last_seen_on) == (opened.incident, None, STEADY[3])
@@ -430,7 +430,7 @@ def test_an_incident_that_is_found_again_after_a_correction_was_sent_already(
 ) -> None:
     broken_at(connection, where, NEXT, LAST)
     (opened,) = told(connection, where)
-    mark_sent(connection, SCORE, opened.incident)
+    mark_sent(connection, SCORE, opened.incident, ["webhook"], True)
     change(connection, where, LAST, "spend = spend * 1.001")
     (again,) = told(connection, where)
     assert again.incident == opened.incident and again.sent_at is not None
@@ -478,7 +478,7 @@ def test_a_column_that_breaks_after_it_has_moved_is_an_incident_of_its_own(
         change(connection, where, day, "days_away = days_away + 30, spend = spend + 60")
     (moved,) = told(connection, where)
     assert moved.severity == "warn" and {"days_away", "spend"} <= set(moved.columns)
-    mark_sent(connection, SCORE, moved.incident)
+    mark_sent(connection, SCORE, moved.incident, ["webhook"], True)
     add(connection, where, NEXT, LAST, days_away="days_away + 30", spend="null")
     found = {one.severity: one for one in told(connection, where)}
     assert (found["error"].kind, found["error"].sent_at) == ("stuck at null", None)
@@ -668,7 +668,7 @@ def test_a_page_of_the_newest_date_is_written_once_and_again_with_the_labels_whe
     assert report_of(week(18))["changed"] is False
     score = a_score(alerts=Alerts(segments=("colour",), impact=0.5))
     assert report_of(week(18))["changed"] is True
-    assert "that weigh 50.0% of the score" in head_of(page.read_text())["What would change this"]
+    assert "that weigh 50% of the score" in head_of(page.read_text())["What would change this"]
 
     assert report_of(week(19))["changed"] is True
     assert '"the label"' in page.read_text()

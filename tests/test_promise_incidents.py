@@ -41,7 +41,7 @@ def test_two_in_a_row_are_one_incident_until_a_date_keeps_the_promise(connection
     (opened,) = told(connection, "as promised", "worse", "worse")
     assert (opened.kind, opened.severity) == ("worse than promised", "error")
     assert opened.told.startswith("on 2 matured dates in a row: ")
-    mark_sent(connection, a_score(), opened.incident)
+    mark_sent(connection, a_score(), opened.incident, ["webhook"], True)
     (goes_on,) = told(connection, "as promised", "worse", "worse", "worse")
     assert (goes_on.incident, goes_on.alerted_on) == (opened.incident, opened.alerted_on)
     assert goes_on.sent_at is not None and "on 3 matured dates" in goes_on.told
