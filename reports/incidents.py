@@ -108,7 +108,7 @@ def incidents_of(
     1. by a lost table that they are made from: all of them, as those that have not drifted yet are stale already,
     2. the broken ones, by the raw column that made most of them and least else, or where there is none by the table
        that made most of what drifted on one date; those of one table that broke alike on one date go together, and with
-       them what merely moved on that date and is made from that table,
+       them what merely moved since then and is made from that table, as a long window follows slowly,
     3. and all that merely moved into one incident.
 
     The score goes with the weightiest of these, as its consequence, if that weighs `least`: else nobody would be told
@@ -191,7 +191,7 @@ def _broken(drifted: Sequence[Drifted], made_of: Mapping[str, Sequence[str]]) ->
         left = [one for one in left if one not in group]
     with_moved = []
     for (_, table, began), incident in found.items():
-        moved = [one for one in left if one.began == began and table in _tables(one)]
+        moved = [one for one in left if one.began >= began and table in _tables(one)]
         with_moved.append(_incident(incident.kind, [*incident.columns, *moved], incident.cause))
         left = [one for one in left if one not in moved]
     return with_moved

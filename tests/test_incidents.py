@@ -82,7 +82,10 @@ def test_two_causes_are_two_incidents_the_weightiest_first() -> None:
     ]
 
 
-def test_what_moved_on_the_date_that_its_raw_column_broke_goes_with_it_and_else_does_not() -> None:
+def test_what_moved_since_the_date_that_its_raw_column_broke_goes_with_it_and_else_does_not() -> None:
+    assert grouped(drifted("average", "unit change", weeks=3), drifted("spend", weeks=1)) == [
+        ("unit change", "raw.visits.spend", ["average", "spend"])
+    ]
     assert grouped(drifted("average", "unit change"), drifted("spend")) == [
         ("unit change", "raw.visits.spend", ["average", "spend"])
     ]
