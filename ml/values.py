@@ -12,7 +12,8 @@
 | VARCHAR                                    | text as it is                                                          |
 
 Null is null. The ends of time are "Infinity" and "-Infinity"; a year has more than four digits where it needs them,
-and one before the year 1 is told by (BC): "0044-03-15(BC)". A reader also takes an offset ("+02:00") for a Z.
+and one before the year 1 is told by (BC): "0044-03-15(BC)". A reader also takes an offset ("+02:00") for a Z,
+and 12.0 for 12.
 """
 
 import json
@@ -31,6 +32,7 @@ NUMBERS = (int, float)
 NOT_KNOWN = "is not known"
 MOST_TOLD = 20  # faults that a message lists
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
+LARGEST_EXACT = 2**53  # of the integers that are told with a point: beyond it not all are doubles
 LARGEST_DOUBLE = float(np.finfo(np.float64).max)
 
 TYPES: dict[str, pa.DataType] = {
@@ -187,6 +189,8 @@ def _boolean(value: Any) -> bool:
 
 def _integer_reader(least: int, most: int) -> Reader:
     def integer(value: Any) -> int:
+        if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_EXACT:
+            value = int(value)  # 12.0 is an integer by JSON Schema
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError("not a number without fraction")
         if not least <= value <= most:

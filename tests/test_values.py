@@ -203,6 +203,16 @@ def test_a_category_never_seen_in_training_is_read_and_counts_as_rare() -> None:
     np.testing.assert_array_equal(encode(encoder, rows)[:, 0], [2, 0, np.nan])
 
 
+def test_an_integer_may_be_written_with_a_point_while_that_is_exact() -> None:
+    features = [
+        Feature(name="a", data_type="INTEGER", description=""),
+        Feature(name="b", data_type="BIGINT", description=""),
+    ]
+    rows = read_rows([{"a": 12.0, "b": -(2.0**53)}, {"a": -0.0, "b": 3}], features)
+    assert rows.to_pylist() == [{"a": 12, "b": -(2**53)}, {"a": 0, "b": 3}]
+    assert rows.schema.types == [pa.int32(), pa.int64()]
+
+
 def test_every_type_that_is_read_is_tested() -> None:
     assert {kind for kind in VALUES if not kind.startswith("DECIMAL")} == set(TYPES)
 
@@ -210,7 +220,8 @@ def test_every_type_that_is_read_is_tested() -> None:
 WRONG = [
     ("BOOLEAN", 1, "is 1, not true or false (its type: BOOLEAN)"),
     ("INTEGER", True, "is true, not a number without fraction (its type: INTEGER)"),
-    ("INTEGER", 1.0, "is 1.0, not a number without fraction (its type: INTEGER)"),
+    ("INTEGER", 1.5, "is 1.5, not a number without fraction (its type: INTEGER)"),
+    ("BIGINT", 2.0**60, f"is {2.0**60}, not a number without fraction (its type: BIGINT)"),
     ("TINYINT", 128, "is 128, not from -128 to 127 (its type: TINYINT)"),
     ("UTINYINT", -1, "is -1, not from 0 to 255 (its type: UTINYINT)"),
     ("HUGEINT", 2**127, f"is {2**127}, not from {-(2**127)} to {2**127 - 1} (its type: HUGEINT)"),
