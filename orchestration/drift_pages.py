@@ -114,7 +114,7 @@ def _write(
         for one in all_incidents(connection, score, day)
         if one.kind != PROMISE and one.alerted_on <= day < (one.closed_on or date.max)
     ]
-    head = _head(score, metrics, features, alerted)
+    head = _head(score, metrics, features, day, alerted)
     mark = [champion["version"], champion["training_set"], content, features, with_label, metrics, head, score.title]
     of = hashlib.sha256(json.dumps(mark).encode()).hexdigest()
     if known.get("of") == of and (folder / PAGE).is_file() and (folder / PAGE).stat().st_size == known.get("bytes"):
@@ -201,7 +201,7 @@ def _said(scored: "pa.Table", score: Score) -> "pa.Table":
 
 
 def _head(
-    score: Score, metrics: Mapping[str, Any], features: Sequence[str], incidents: Sequence[Known]
+    score: Score, metrics: Mapping[str, Any], features: Sequence[str], day: date, incidents: Sequence[Known]
 ) -> dict[str, str]:
     """What the page says above its charts."""
     verdicts = {
@@ -217,7 +217,13 @@ def _head(
         "Current": f"{metrics['current']}: {metrics['current_rows']:,} rows",
         "Sample": f"the charts are of {SAMPLED:,} rows of either at most, drawn with seed {SEED}; figures are of all",
     }
-    told = [one.told + (f"; {one.origin}" if one.origin else "") for one in incidents]
+    # One that went on after the date is told with figures of later dates, which are none of this page.
+    told = [
+        f"{one.kind}, since {one.began_on} (incident {one.incident})"
+        if one.last_seen_on > day
+        else one.told + (f"; {one.origin}" if one.origin else "")
+        for one in incidents
+    ]
     lines["Alert"] = " — ".join(told) or "none"
     lines["Drifted"] = f"{len(drifted)} of {metrics['compared_columns']} columns" + (
         f": {'; '.join(drifted)}" if drifted else ""

@@ -1,7 +1,7 @@
 """Tells how a score has drifted: figures of every row, incidents with their alerts, and a page to read."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,9 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
     # Of all dates what their figures are to be made from: the counts, and the rule by which an incident is one.
     counts = drift_tables.counted(connection, score, version)
     of = {day: f"{counts.get(day)} {score.alerts.impact} {score.alerts.dates}" for day in scored}
-    first = min([*measured, *_untold(score, version, of, where)], default=None)  # those after it are compared with it
+    there = {folder: read_json(folder / FIGURES) for folder in sorted((where.reports / score.name).glob("????-??-??"))}
+    _forget_withdrawn(version, there, scored, where)
+    first = min([*measured, *_untold(version, there, of)], default=None)  # those after it are compared with it
     incidents = update_incidents(connection, project, score, version, card, first, where)
     newest = max(scored)
     for day in sorted(day for day in scored if first is not None and day >= first):
@@ -63,20 +65,24 @@ def report_drift(connection: Connection, project: Project, score: Score, where: 
     }
 
 
-def _untold(score: Score, version: int, of: Mapping[date, str], where: Paths) -> list[date]:
-    """The dates whose figures are not there as they are to be; the figures of dates that were withdrawn go.
+def _forget_withdrawn(
+    version: int, there: Mapping[Path, Mapping[str, Any]], scored: Iterable[date], where: Paths
+) -> None:
+    """Removes the figures and pages of dates that the version has scored no more."""
+    for folder, known in there.items():
+        if known.get("model_version") == version and folder.name not in map(str, scored):
+            remove_page(folder, where)
+            (folder / FIGURES).unlink()
+
+
+def _untold(version: int, there: Mapping[Path, Mapping[str, Any]], of: Mapping[date, str]) -> list[date]:
+    """The dates whose figures are not there as they are to be.
 
     Figures are written last of all, so where they are a date is told: else a run that was stopped in between would have
     measured it, and no other would tell of it. Those of a version before may be there too.
     """
-    there = {}
-    for folder in (where.reports / score.name).glob("????-??-??"):
-        known = read_json(folder / FIGURES)
-        there[folder.name] = known.get("model_version"), known.get("of")
-        if known.get("model_version") == version and folder.name not in map(str, of):
-            remove_page(folder, where)
-            (folder / FIGURES).unlink()
-    return [day for day, made_from in of.items() if there.get(str(day)) != (version, made_from)]
+    told = {folder.name: (known.get("model_version"), known.get("of")) for folder, known in there.items()}
+    return [day for day, made_from in of.items() if told.get(str(day)) != (version, made_from)]
 
 
 def write_figures(

@@ -43,7 +43,7 @@ def write_overview(connection: Connection, score: Score, project: Project, where
     whether it is new.
 
     The files are overview.html and overview.json in `reports/<score>/<as-of date>`. Those of later dates go, whose
-    predictions were withdrawn, and pages of as-of dates beyond the newest 52.
+    predictions were withdrawn, and all but the newest 52 pages.
     """
     drift_tables.create_tables(connection)
     champion = current_champion(connection, score)
@@ -64,9 +64,9 @@ def write_overview(connection: Connection, score: Score, project: Project, where
     # The figures say what the page was made of, so they come last.
     with replaced(summary) as staged:
         staged.write_bytes(msgspec.json.format(msgspec.json.encode(told)))
-    for old in sorted((where.reports / score.name).glob("????-??-??"))[:-KEPT]:
-        for name in (PAGE, "performance.html"):
-            (old / name).unlink(missing_ok=True)
+    for name in (PAGE, "performance.html"):
+        for old in sorted((where.reports / score.name).glob(f"????-??-??/{name}"))[:-KEPT]:
+            old.unlink(missing_ok=True)
     return {**found, "changed": True}
 
 
